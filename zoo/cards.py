@@ -1,0 +1,92 @@
+"""What the zoo holds: a card per model, a recipe per trained weight. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are trained: cross-entropy, shuffled epochs, deterministic given the seed."""
+
+    epochs: int
+    lr: float
+    batch_size: int
+    schedule: Literal["constant", "cosine"] = "constant"
+    shift: int = 0
+    """Random translation of each training image, up to this many pixels each way."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model of the zoo."""
+
+    name: str
+    dataset: str
+    factory: str
+    """`module:function`, imported when the model is built."""
+    recipe: Recipe
+    source: str
+    summary: str
+    gradient: Literal["exact", "straight-through", "none"] = "exact"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    peer: str | None = None
+    """The model that `bench run --attack all` shows this one's adversarial images to."""
+
+    def build(self) -> nn.Module:
+        """The untrained network, initialised from torch's global generator."""
+        module, _, function = self.factory.partition(":")
+        make: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
+        return make(**self.arguments)
+
+
+_PA2 = Recipe(epochs=10, lr=1e-3, batch_size=64, schedule="cosine")
+
+CARDS: dict[str, ModelCard] = {
+    card.name: card
+    for card in (
+        ModelCard(
+            "mnist_cnn",
+            "mnist",
+            "zoo.models.mnist:cnn",
+            _PA2,
+            "PA2 §1",
+            "CNN: two conv blocks with max-pooling, two fully connected layers",
+        ),
+        ModelCard(
+            "mnist_cnn_bn",
+            "mnist",
+            "zoo.models.mnist:cnn",
+            _PA2,
+            "PA2 §1, report §2.3",
+            "mnist_cnn with batch norm after each max-pool",
+            arguments={"batch_norm": True},
+        ),
+        ModelCard(
+            "mnist_relu",
+            "mnist",
+            "zoo.models.mnist:relu",
+            Recipe(epochs=8, lr=1e-3, batch_size=128, schedule="cosine", shift=1),
+            "HW2 Table 2",
+            "five convolutions and two fully connected layers with ReLU",
+            peer="mnist_bnn",
+        ),
+        ModelCard(
+            "mnist_bnn",
+            "mnist",
+            "zoo.models.mnist:bnn",
+            Recipe(epochs=16, lr=1e-3, batch_size=128, schedule="cosine", shift=1),
+            "HW2 §2",
+            "mnist_relu with Sign activations: a binarised network",
+            gradient="straight-through",
+            peer="mnist_relu",
+        ),
+    )
+}

@@ -1,0 +1,111 @@
+"""Models by name: the zoo's own with their verified weights, and `file.py:factory` of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adversarial_bench.errors import UserError, unknown
+from adversarial_bench.hashing import file_digest
+from zoo.cards import CARDS, ModelCard, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class ModelError(UserError):
+    """A model that cannot be built, or weights that do not belong to it."""
+
+
+def names() -> list[str]:
+    """The zoo's models."""
+    return list(CARDS)
+
+
+def card(name: str) -> ModelCard:
+    """The card of a model, `file.py:factory` included. Raises UnknownNameError with near names."""
+    if name in CARDS:
+        return CARDS[name]
+    path, _, function = name.rpartition(":")
+    if path.endswith(".py"):
+        return ModelCard(name, "mnist", name, Recipe(0, 0.0, 1), "your file", f"{function} of {path}")
+    raise unknown("model", name, CARDS, "bench list models")
+
+
+def manifest(name: str) -> dict[str, Any]:
+    """What is recorded of a model's shipped weights: sha256, recipe, seed, accuracy, curve."""
+    path = WEIGHTS / f"{name}.json"
+    if not path.exists():
+        raise ModelError(f"no weights of {name} are shipped; `bench train {name}` makes them")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def _user_model(name: str) -> nn.Module:
+    from torch import nn
+
+    path, _, function = name.rpartition(":")
+    if not Path(path).is_file():
+        raise ModelError(f"no file {path} for the model {name}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        model = getattr(module, function)()
+    except Exception as error:
+        raise ModelError(f"the model {name} cannot be built: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def load(name: str, *, weights: str | Path | None = None, device: str = "cpu") -> nn.Module:
+    """The model called `name` in eval mode: images (B, C, H, W) in [0, 1] to logits (B, K).
+
+    The zoo's weights are checked against their manifest's SHA-256. `weights` is a safetensors file to
+    use instead. Raises ModelError for weights that are missing, damaged or of another shape.
+    """
+    chosen = card(name)
+    own = name in CARDS
+    path = Path(weights) if weights is not None else WEIGHTS / f"{name}.safetensors" if own else None
+    if path is not None and not path.is_file():
+        raise ModelError(f"no weights file {path}")
+    if own and weights is None and path is not None:
+        expected, found = manifest(name)["sha256"], file_digest(path)
+        if found != expected:
+            raise ModelError(
+                f"{path} is damaged: sha256 {found[:12]}…, its manifest says {expected[:12]}…; install again"
+            )
+    model = chosen.build() if own else _user_model(name)
+    if path is not None:
+        _load_weights(model, path, name)
+    return model.to(device).eval()
+
+
+def _load_weights(model: nn.Module, path: Path, name: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path), strict=True)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise ModelError(f"{path} does not fit {name}: {first[0].strip()}") from error
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over a model's printed structure and its state: names, shapes, types and bytes."""
+    sha = hashlib.sha256(repr(model).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,176 @@
+"""The training loop: one for every recipe, deterministic given the seed, resumable by epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adversarial_bench import __version__
+from adversarial_bench.errors import UserError
+from adversarial_bench.hashing import digest, file_digest, seed_of
+from zoo.cards import ModelCard, Recipe
+
+
+class TrainingError(UserError):
+    """Training that cannot go on: the loss is no longer finite, or a checkpoint is another run's."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the training curve. Losses are mean cross-entropy, accuracies in [0, 1]."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+
+
+def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Each image (B, C, H, W) translated by its own random offset in [-pixels, pixels], zeros entering."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, [pixels] * 4)
+    offset = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator)
+    rows = offset[0] + torch.arange(height)
+    columns = offset[1] + torch.arange(width)
+    picked = padded[torch.arange(count).view(-1, 1, 1), :, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2).contiguous()
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The learning rate of one step of `steps`: constant, or half a cosine down to 0."""
+    if recipe.schedule == "constant":
+        return recipe.lr
+    return float(0.5 * recipe.lr * (1 + torch.cos(torch.tensor(torch.pi * step / steps))))
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    images: Tensor,
+    labels: Tensor,
+    epoch: int,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[float, float]:
+    """One pass over the shuffled images; returns the mean loss and accuracy seen on the way.
+
+    Shuffle and shifts depend on (recipe seed, epoch) alone. Raises TrainingError on a loss that is
+    not finite.
+    """
+    model.train()
+    generator = torch.Generator().manual_seed(seed_of(recipe.seed, "epoch", epoch))
+    batches = torch.randperm(len(images), generator=generator).split(recipe.batch_size)
+    total, right = 0.0, 0
+    for i, batch in enumerate(batches):
+        lr = learning_rate(recipe, epoch * len(batches) + i, recipe.epochs * len(batches))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        x, y = images[batch], labels[batch]
+        if recipe.shift:
+            x = shifted(x, recipe.shift, generator)
+        logits = model(x)
+        loss = F.cross_entropy(logits, y)
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss is {loss.item()} at epoch {epoch + 1}, step {i + 1}; lower the lr")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(batch)
+        right += int((logits.argmax(1) == y).sum())
+        tick()
+    return total / len(images), right / len(images)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy in eval mode."""
+    model.eval()
+    loss, right = 0.0, 0
+    for x, y in zip(images.split(batch_size), labels.split(batch_size)):
+        logits = model(x)
+        loss += float(F.cross_entropy(logits, y, reduction="sum"))
+        right += int((logits.argmax(1) == y).sum())
+    return loss / len(images), right / len(images)
+
+
+def _save(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes beside the target and renames, so that a killed process leaves the old file whole."""
+    aside = path.with_name(path.name + ".partial")
+    write(aside)
+    os.replace(aside, path)
+
+
+def train(
+    card: ModelCard,
+    recipe: Recipe,
+    train_data: tuple[Tensor, Tensor],
+    test_data: tuple[Tensor, Tensor],
+    out: Path,
+    tick: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_resume: Callable[[int], None] = lambda epoch: None,
+) -> dict[str, Any]:
+    """Trains a card's network and writes `NAME.safetensors` and its manifest `NAME.json` into `out`.
+
+    A checkpoint after each epoch lets the same call continue where it was stopped. Returns the
+    manifest: sha256, recipe, curve, accuracy on the whole test split, versions.
+    """
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / f"{card.name}.checkpoint.pt"
+    identity = digest(card.name, recipe, len(train_data[0]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(recipe.seed, "init", card.name))
+        model = card.build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    curve: list[Epoch] = []
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["identity"] != identity:
+            raise TrainingError(f"{checkpoint} belongs to another recipe; delete it or choose another --out")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        curve = [Epoch(**epoch) for epoch in state["curve"]]
+        on_resume(len(curve))
+    for epoch in range(len(curve), recipe.epochs):
+        start = time.perf_counter()
+        loss, accuracy = train_epoch(model, optimizer, recipe, *train_data, epoch, tick)
+        seconds = time.perf_counter() - start
+        curve.append(Epoch(epoch + 1, loss, accuracy, *evaluate(model, *test_data), seconds))
+        reached = {
+            "identity": identity,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "curve": [asdict(e) for e in curve],
+        }
+        _save(checkpoint, partial(torch.save, reached))
+        on_epoch(curve[-1])
+    weights = out / f"{card.name}.safetensors"
+    _save(weights, lambda path: save_file(model.state_dict(), path))
+    manifest = {
+        "model": card.name,
+        "sha256": file_digest(weights),
+        "test_accuracy": curve[-1].test_accuracy,
+        "test_images": len(test_data[0]),
+        "recipe": asdict(recipe),
+        "command": f"bench train {card.name}",
+        "versions": {"adversarial-bench": __version__, "torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+        "curve": [asdict(epoch) for epoch in curve],
+    }
+    _save(out / f"{card.name}.json", lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
+    checkpoint.unlink(missing_ok=True)
+    return manifest
