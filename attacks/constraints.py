@@ -1,0 +1,203 @@
+"""Constraints: where an adversarial image may lie.
+
+`project(x, x0)` is idempotent and feasible, `violation(x, x0)` is (B,), 0 where feasible. Images are
+(B, C, H, W) in [0, 1]. They join with `&`, box last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attacks.core import Norm, ParameterError, Threat
+from attacks.draws import normal, uniform
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+class Constraint:
+    """A set of images around an original."""
+
+    norm: Norm = "unrestricted"
+    shrinks = True
+    """The projection only moves pixels towards x0, so that it keeps another constraint true."""
+
+    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def violation(self, x: Tensor, x0: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def relax(self, x: Tensor, x0: Tensor) -> Tensor:
+        """Projection onto the set that the optimiser walks in.
+
+        The same set, unless it is discrete: then its convex hull, and the gradient taken at
+        `project` passes straight through to the point in the hull.
+        """
+        return self.project(x, x0)
+
+    def sample(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:
+        """A random start around x0, each sample from its own seed; project it before use."""
+        raise ParameterError(f"a random start is not defined for the constraint {self}")
+
+    @property
+    def threat(self) -> Threat:
+        return Threat(self.norm, getattr(self, "eps", None))
+
+    def __and__(self, other: Constraint) -> Constraint:
+        return Both(self, other)
+
+
+@dataclass(frozen=True)
+class Box(Constraint):
+    """0 <= x <= 1 at each pixel."""
+
+    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
+    def violation(self, x: Tensor, x0: Tensor) -> Tensor:
+        return (-x).maximum(x - 1).flatten(1).amax(1).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Both(Constraint):
+    """Two constraints at once. Raises ParameterError for a join whose projection is not feasible."""
+
+    first: Constraint
+    second: Constraint
+
+    def __post_init__(self) -> None:
+        members = _members(self)
+        if any(isinstance(member, Box) for member in members[:-1]):
+            raise ParameterError("the box comes last, and once, in a join of constraints")
+        if len(members) > 2 and not all(member.shrinks for member in members):
+            raise ParameterError("a binary perturbation joins with the box alone: a norm would break it")
+        if len(members) == 2 and not self.first.shrinks and not isinstance(self.second, Box):
+            raise ParameterError("a binary perturbation joins with the box alone: a norm would break it")
+        if not members[-1].shrinks:
+            raise ParameterError("a binary perturbation comes before the box")
+
+    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+        return self.second.project(self.first.project(x, x0), x0)
+
+    def relax(self, x: Tensor, x0: Tensor) -> Tensor:
+        return self.second.relax(self.first.relax(x, x0), x0)
+
+    def violation(self, x: Tensor, x0: Tensor) -> Tensor:
+        return self.first.violation(x, x0).maximum(self.second.violation(x, x0))
+
+    def sample(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:
+        return self.first.sample(x0, seeds)
+
+    @property
+    def threat(self) -> Threat:
+        return self.first.threat
+
+
+def _members(constraint: Constraint) -> list[Constraint]:
+    if isinstance(constraint, Both):
+        return _members(constraint.first) + _members(constraint.second)
+    return [constraint]
+
+
+@dataclass(frozen=True)
+class Ball(Constraint):
+    """A norm ball around the original, of radius `eps` in [0, 1] pixel units."""
+
+    eps: float | None = None
+
+    @property
+    def radius(self) -> float:
+        """eps. Raises ParameterError where it was left open."""
+        if self.eps is None:
+            raise ParameterError(f"the {self.norm} constraint needs eps, for example eps=0.1")
+        return self.eps
+
+
+@dataclass(frozen=True)
+class Linf(Ball):
+    """max |x - x0| <= eps."""
+
+    norm = "linf"
+
+    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+        return x.clamp(x0 - self.radius, x0 + self.radius)
+
+    def violation(self, x: Tensor, x0: Tensor) -> Tensor:
+        return ((x - x0).abs().flatten(1).amax(1) - self.radius).clamp(min=0)
+
+    def sample(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Uniform in the ball."""
+        return x0 + self.radius * (2 * uniform(x0, seeds) - 1)
+
+
+@dataclass(frozen=True)
+class L2(Ball):
+    """‖x - x0‖₂ <= eps."""
+
+    norm = "l2"
+
+    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+        delta = x - x0
+        length = delta.flatten(1).norm(dim=1).clamp(min=1e-12)
+        return x0 + delta * _per_sample((self.radius / length).clamp(max=1), x)
+
+    def violation(self, x: Tensor, x0: Tensor) -> Tensor:
+        return ((x - x0).flatten(1).norm(dim=1) - self.radius).clamp(min=0)
+
+    def sample(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Uniform in the ball: a Gaussian direction, radius eps * u^(1/d)."""
+        direction = normal(x0, seeds)
+        length = direction.flatten(1).norm(dim=1)
+        radius = uniform(x0, [seed + 1 for seed in seeds]).flatten(1)[:, 0] ** (1 / x0[0].numel())
+        return x0 + self.radius * direction * _per_sample(radius / length, x0)
+
+
+@dataclass(frozen=True)
+class Ink(Constraint):
+    """x >= x0 at each pixel, exactly: ink is added, never erased (HW2 §3)."""
+
+    norm = "ink"
+
+    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+        return x.maximum(x0)
+
+    def violation(self, x: Tensor, x0: Tensor) -> Tensor:
+        return (x0 - x).flatten(1).amax(1).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class BinaryInk(Constraint):
+    """x - x0 is 0 or `amount` at each pixel, exactly (HW2 §3.3).
+
+    delta = amount * (Sign(w) + 1) / 2 with the latent w in [-1, 1]; the walk is in the hull, where
+    x = x0 + amount * (w + 1) / 2, so the gradient with respect to the projected image reaches w as
+    Sign's straight-through gradient does. A pixel takes ink only where x0 + amount fits the box and
+    float32 returns `amount` when x0 is subtracted again: every one, for an amount of at least 0.5
+    with few binary digits.
+    """
+
+    amount: float = 0.625
+    norm = "ink"
+    shrinks = False
+
+    def _full(self, x0: Tensor) -> Tensor:
+        full = x0 + self.amount
+        return full.where((full <= 1) & (full - x0 == self.amount), x0)
+
+    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+        # w >= 0, the Sign of HW2, is half of the amount.
+        return self._full(x0).where(x - x0 >= self.amount / 2, x0)
+
+    def relax(self, x: Tensor, x0: Tensor) -> Tensor:
+        return x.clamp(x0, x0 + self.amount)
+
+    def violation(self, x: Tensor, x0: Tensor) -> Tensor:
+        delta = x - x0
+        return delta.abs().minimum((delta - self.amount).abs()).flatten(1).amax(1)

@@ -1,0 +1,160 @@
+"""The values an attack is made of: threat model, goal, result. Imports no torch at run time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from adversarial_bench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Norm = Literal["linf", "l2", "l1", "l0", "ink", "unrestricted"]
+RADIUS_NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
+GoalKind = Literal["untargeted", "targeted", "generate", "feature"]
+CONFIDENT = 0.9
+"""The probability from which on HW2 calls a network sure of its answer."""
+
+
+class ParameterError(UserError):
+    """An attack parameter that is missing, unknown or out of range."""
+
+
+@dataclass(frozen=True)
+class Threat:
+    """A threat model: what the attacker may do to an image of values in [0, 1].
+
+    `eps` is the radius in pixel units; None for `ink` (I_adv >= I) and `unrestricted`, and for a
+    minimal-norm attack, which looks for the least distance instead of using a budget.
+    """
+
+    norm: Norm
+    eps: float | None = None
+
+    def __str__(self) -> str:
+        return self.norm if self.eps is None else f"{self.norm}({self.eps:g})"
+
+
+def check_eps(eps: object, norm: str = "linf") -> float:
+    """`eps` as a float. Raises ParameterError unless 0 < eps (and eps <= 1 for Linf)."""
+    valid = isinstance(eps, (int, float)) and not isinstance(eps, bool) and math.isfinite(eps)
+    if not valid or float(eps) <= 0 or (norm == "linf" and float(eps) > 1):  # type: ignore[arg-type]
+        limit = "in (0, 1], in [0, 1] pixel units" if norm == "linf" else "a number above 0"
+        raise ParameterError(f"eps must be {limit}; got {eps!r}")
+    return float(eps)  # type: ignore[arg-type]
+
+
+def default_step(eps: float, steps: int) -> float:
+    """min(eps, 2.5 * eps / steps): reaches the boundary from anywhere in the ball.
+
+    Source: Madry et al. 2018, appendix (arXiv:1706.06083); one step is then a full FGSM step.
+    """
+    return min(eps, 2.5 * eps / steps)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the attack wants of each sample: to leave a class, to reach one, or to make one.
+
+    `classes` (B,) int64 is the true class for `untargeted`, the wanted class for `targeted` and
+    `generate`, and the unit's index for `feature`, which wants any class with confidence.
+    """
+
+    kind: GoalKind
+    classes: Tensor
+
+    def __getitem__(self, rows: Any) -> Goal:
+        return Goal(self.kind, self.classes[rows])
+
+    @property
+    def sign(self) -> int:
+        """-1 where `classes` is to be left, +1 where it is to be reached."""
+        return -1 if self.kind == "untargeted" else 1
+
+    def reached(self, logits: Tensor) -> Tensor:
+        """(B,) bool: is the goal met by these logits (B, K)? NaN logits never meet it."""
+        finite = logits.isfinite().all(1)
+        if self.kind == "feature":
+            return finite & (logits.softmax(1).amax(1) >= CONFIDENT)
+        same = logits.argmax(1) == self.classes
+        return finite & (~same if self.kind == "untargeted" else same)
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        """(B,) in [0, 1]: the wanted class's probability, or the likeliest wrong class's."""
+        probabilities = logits.softmax(1)
+        if self.kind == "feature":
+            return probabilities.amax(1)
+        if self.kind == "untargeted":
+            return probabilities.scatter(1, self.classes[:, None], 0.0).amax(1)
+        return probabilities.gather(1, self.classes[:, None]).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an attack returns for N samples, in the order they came."""
+
+    images: Tensor
+    """(N, C, H, W) float32, as the attack left them: judged by nobody yet."""
+    forwards: Tensor
+    """(N,) forward passes spent on each sample (a batch's mean where a library hides them)."""
+    backwards: Tensor
+    """(N,) backward passes likewise."""
+    steps: Tensor
+    """(N,) steps taken; -1 where the library does not tell."""
+    zero_gradients: Tensor
+    """(N,) steps whose gradient was exactly zero."""
+
+
+class Entry(Protocol):
+    """What the catalogue holds: a native `Attack` or a `LibraryAttack`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def norm(self) -> Norm: ...
+    @property
+    def goals(self) -> tuple[GoalKind, ...]: ...
+    @property
+    def tags(self) -> frozenset[str]: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def presets(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+    def parameters(self) -> dict[str, Any]: ...
+    def configured(self, **parameters: Any) -> Entry: ...
+    def run(
+        self, model: Any, images: Tensor, goal: Goal, seeds: Sequence[int], batch_size: int
+    ) -> Result: ...
+
+
+def check_parameter(attack: str, name: str, value: Any, known: Mapping[str, Any]) -> None:
+    """Raises for a parameter that the attack does not have, or whose value cannot be meant."""
+    if name not in known:
+        raise unknown(f"parameter of {attack}", name, known)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in ("steps", "restarts") and not (isinstance(value, int) and number and value >= 1):
+        raise ParameterError(f"{name} must be a whole number from 1 on; got {value!r}")
+    if name == "random_start" and not isinstance(value, bool):
+        raise ParameterError(f"random_start must be true or false; got {value!r}")
+    if name == "step_size" and value is not None and not (number and math.isfinite(value) and value > 0):
+        raise ParameterError(f"step_size must be a number above 0; got {value!r}")
+    default = known[name]
+    if isinstance(default, (int, float)) and not isinstance(default, bool) and not number:
+        raise ParameterError(f"{name} of {attack} must be a number; got {value!r}")
+
+
+@dataclass(frozen=True)
+class View:
+    """What an objective may look at: one active batch."""
+
+    x: Tensor
+    x0: Tensor
+    logits: Tensor
+    goal: Goal
+    features: Mapping[str, Tensor] = field(default_factory=dict)

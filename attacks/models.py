@@ -1,0 +1,90 @@
+"""The model as an attack sees it: frozen, in eval mode, in float32, its passes counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """Eval mode, and parameters that take no gradient, for the time of an attack; then as it was.
+
+    Gradients of weights that nobody reads cost time, and two attacks on one model race for them.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter, _ in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+
+
+class Counted(nn.Module):
+    """A plain module around the user's model that casts to float32 and counts rows passed each way.
+
+    Libraries are handed this one: some walk an `nn.Sequential` child by child, some send float64.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.forwards = 0
+        self.backwards = 0
+        self.zero_gradients = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        self.forwards += len(x)
+        logits = self.model(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count)
+        return logits
+
+    def _count(self, grad: Tensor) -> None:
+        self.backwards += len(grad)
+
+
+@contextmanager
+def recorded(model: Any, layers: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+    """Inside, each forward pass leaves the named layers' outputs in the dict that is yielded.
+
+    The name `""` means the last convolution. Raises UserError for a layer the model does not have.
+    """
+    from adversarial_bench.errors import UserError, unknown
+
+    kept: dict[str, Tensor] = {}
+    if not layers:
+        yield kept
+        return
+    if not isinstance(model, nn.Module):
+        raise UserError("an objective on a layer needs a torch.nn.Module, not a bare callable")
+    modules = dict(model.named_modules())
+    handles = []
+    for layer in layers:
+        convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
+        name = layer or (convolutions[-1] if convolutions else "")
+        if name not in modules or not name:
+            raise unknown("layer", layer or "(last convolution)", [n for n in modules if n])
+
+        def keep(module: nn.Module, inputs: Any, output: Tensor, layer: str = layer) -> None:
+            kept[layer] = output
+
+        handles.append(modules[name].register_forward_hook(keep))
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()

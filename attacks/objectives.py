@@ -1,0 +1,143 @@
+"""Objectives: one number per sample, always ascended, whatever the goal.
+
+Each takes a `View` and returns (B,). They add, subtract and scale: `Logit() - MSE(beta=6.5)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attacks.core import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Objective:
+    """The arithmetic of objectives."""
+
+    def __call__(self, view: View) -> Tensor:
+        raise NotImplementedError
+
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose output the objective reads; `""` means the last convolution."""
+        return ()
+
+    def __add__(self, other: Objective) -> Objective:
+        return Sum(self, other)
+
+    def __sub__(self, other: Objective) -> Objective:
+        return Sum(self, Scaled(-1.0, other))
+
+    def __rmul__(self, factor: float) -> Objective:
+        return Scaled(float(factor), self)
+
+
+@dataclass(frozen=True)
+class Sum(Objective):
+    """first + second."""
+
+    first: Objective
+    second: Objective
+
+    def __call__(self, view: View) -> Tensor:
+        return self.first(view) + self.second(view)
+
+    def layers(self) -> tuple[str, ...]:
+        return self.first.layers() + self.second.layers()
+
+
+@dataclass(frozen=True)
+class Scaled(Objective):
+    """factor * term."""
+
+    factor: float
+    term: Objective
+
+    def __call__(self, view: View) -> Tensor:
+        return self.factor * self.term(view)
+
+    def layers(self) -> tuple[str, ...]:
+        return self.term.layers()
+
+
+@dataclass(frozen=True)
+class Logit(Objective):
+    """z_t for a class to reach, -z_y for one to leave (PA2 §3)."""
+
+    def __call__(self, view: View) -> Tensor:
+        return view.goal.sign * view.logits.gather(1, view.goal.classes[:, None]).squeeze(1)
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Objective):
+    """-log p_y for a class to leave, log p_t for one to reach (Goodfellow et al. 2015)."""
+
+    def __call__(self, view: View) -> Tensor:
+        log_p = view.logits.log_softmax(1)
+        return view.goal.sign * log_p.gather(1, view.goal.classes[:, None]).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Margin(Objective):
+    """max_{j != y} z_j - z_y for a class to leave, z_t - max_{j != t} z_j for one to reach.
+
+    Positive exactly when the goal is met. Source: Carlini & Wagner 2017, f_6.
+    """
+
+    def __call__(self, view: View) -> Tensor:
+        index = view.goal.classes[:, None]
+        own = view.logits.gather(1, index).squeeze(1)
+        other = view.logits.scatter(1, index, float("-inf")).amax(1)
+        return view.goal.sign * (own - other)
+
+
+@dataclass(frozen=True)
+class OneHotError(Objective):
+    """Mean squared error between softmax and the one-hot class, signed by the goal (Midterm)."""
+
+    def __call__(self, view: View) -> Tensor:
+        probabilities = view.logits.softmax(1)
+        one_hot = probabilities.detach().new_zeros(probabilities.shape)
+        one_hot = one_hot.scatter(1, view.goal.classes[:, None], 1.0)
+        return -view.goal.sign * (probabilities - one_hot).square().mean(1)
+
+
+@dataclass(frozen=True)
+class MSE(Objective):
+    """beta * mean((x - x0)²), on images in [0, 1] (PA2 §3b: beta on 0–255 images is beta / 255²)."""
+
+    beta: float = 1.0
+
+    def __call__(self, view: View) -> Tensor:
+        return self.beta * (view.x - view.x0).flatten(1).square().mean(1)
+
+
+@dataclass(frozen=True)
+class SquaredNorm(Objective):
+    """weight * ‖x‖² (PA2, optional part 1; Simonyan et al. 2014, equation 1)."""
+
+    weight: float = 1.0
+
+    def __call__(self, view: View) -> Tensor:
+        return self.weight * view.x.flatten(1).square().sum(1)
+
+
+@dataclass(frozen=True)
+class Feature(Objective):
+    """The mean activation of one channel (or the value of one neuron) of a layer.
+
+    The unit is the goal's class index; an empty `layer` means the model's last convolution.
+    """
+
+    layer: str = ""
+
+    def __call__(self, view: View) -> Tensor:
+        activation = view.features[self.layer].flatten(2 if view.features[self.layer].dim() > 2 else 1)
+        if activation.dim() == 3:
+            activation = activation.mean(2)
+        return activation.gather(1, (view.goal.classes % activation.shape[1])[:, None]).squeeze(1)
+
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
