@@ -1,0 +1,92 @@
+"""The harness as a function: `bench.evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    attacks: str | Sequence[str],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float | Sequence[float] | None = None,
+    targets: Tensor | None = None,
+    seed: int = 0,
+    restarts: int = 1,
+    batch_size: int | None = None,
+    name: str = "model",
+    **parameters: Any,
+) -> pd.DataFrame:
+    """Attacks a model and judges every image; one row per sample and attack, nothing stored.
+
+    `model` is any callable from images (B, C, H, W) in [0, 1] to logits (B, K); `attacks` a name, a
+    glob, a comma list or `all`; `images` float32 (N, C, H, W) in [0, 1]; `labels` int64 (N,); `eps`
+    one radius or several, in pixel units, for the attacks that take one. `targets` (N,) makes the
+    attacks targeted. The columns are those of a run folder's samples, and model, attack, norm, eps,
+    goal. `bench.metrics.cell_metrics` turns the rows of one attack into rates.
+
+    Raises UserError for what cannot be meant; an attack that raises gives rows of status `error`.
+    """
+    import pandas as pd
+    import torch
+
+    from attacks.api import check_images, default_batch, goal_for, random_targets
+    from attacks.core import RADIUS_NORMS, Goal, ParameterError, Threat
+    from attacks.registry import get, select
+    from bench.runner import attack_rows, check_model
+
+    check_images(images, labels)
+    labels = labels.long()
+    classes = model(images[:1]).shape[1]
+    check_model(name, model, images[:50], classes)
+    ids = range(len(images))
+    chosen = select(attacks if isinstance(attacks, str) else ",".join(attacks))
+    radii = [eps] if eps is None or isinstance(eps, (int, float)) else list(eps)
+    frames = []
+    for attack in chosen:
+        entry = get(attack)
+        known = entry.parameters()
+        budgets: Sequence[float | None] = [None]
+        if entry.norm in RADIUS_NORMS and "minimal" not in entry.tags:
+            budgets = radii if known.get("eps") is None or eps is not None else [known["eps"]]
+        for budget in budgets:
+            changes = {k: v for k, v in parameters.items() if k in known or len(chosen) == 1}
+            if budget is None and budgets is radii:
+                raise ParameterError(f"{attack} needs eps, for example eps=0.1")
+            if budget is not None:
+                changes["eps"] = budget
+            final = entry.configured(**changes)
+            shape, own, where = images, labels, ids
+            if entry.goals[0] in ("generate", "feature"):
+                shape = torch.zeros_like(images[:1]).repeat(classes, 1, 1, 1)
+                own, where = torch.full((classes,), -1), range(classes)
+                goal = Goal(entry.goals[0], torch.arange(classes))
+            else:
+                wanted = targets if "targeted" in entry.goals else None
+                if wanted is None and entry.goals[0] == "targeted":
+                    wanted = random_targets(labels, classes, seed, ids)
+                goal = goal_for(entry, labels, wanted)
+            outcome = attack_rows(
+                model,
+                final,
+                shape,
+                own.to(images.device),
+                Goal(goal.kind, goal.classes.to(images.device)),
+                Threat(entry.norm, budget),
+                seed=seed,
+                ids=where,
+                batch_size=batch_size or default_batch(images.device),
+                restarts=restarts,
+            )
+            value = float("nan") if budget is None else budget
+            head = {"model": name, "attack": attack, "norm": entry.norm, "eps": value, "goal": goal.kind}
+            frames.append(outcome.rows.assign(**head))
+    rows = pd.concat(frames, ignore_index=True)
+    return rows[[*head, *(column for column in rows if column not in head)]]

@@ -1,0 +1,162 @@
+"""What the verbs share: options, output, progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from adversarial_bench.errors import UserError
+from bench.render.table import Table, as_text
+
+if TYPE_CHECKING:
+    from bench.session import Progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def options(*chosen: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in reading order."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(chosen):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+results_option = click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=lambda: Path(os.environ.get("BENCH_RESULTS", "results")),
+    show_default="$BENCH_RESULTS, else ./results",
+    help="The folder that results are stored in.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
+)
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of every random draw."
+)
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+
+
+def slice_options(samples: int) -> Callable[[F], F]:
+    """What `run` and `transfer` both take, with this default number of samples."""
+    return options(
+        click.option("--dataset", default=None, help="The dataset.  [default: the model's own]"),
+        click.option(
+            "--samples", type=int, default=samples, show_default=True, help="Test images to attack."
+        ),
+        click.option(
+            "--eps",
+            help="Radii in [0, 1] pixel units: 0.1,0.3 or 8/255 for Linf, l2=1.5 for other norms.",
+        ),
+        click.option("--targets", help="Attack towards a class: random, next or a class number."),
+        click.option("--preset", help="Hyperparameters of an assignment: report, hw2, midterm."),
+        click.option(
+            "--param", "params", multiple=True, help="NAME=VALUE or ATTACK.NAME=VALUE; may be repeated."
+        ),
+        click.option(
+            "--restarts",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Tries on what still stands.",
+        ),
+        seed_option,
+        device_option,
+        click.option("--batch-size", type=click.IntRange(1), help="Samples per batch.  [default: by device]"),
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            help="Processes.  [default: the number of cores, at most 2, on a CPU; else 1]",
+        ),
+        results_option,
+        json_option,
+    )
+
+
+def device_of(name: str) -> str:
+    """The device, if this machine has it. Raises UserError where it does not."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"the device {name!r} cannot be used here: {first}") from error
+    return name
+
+
+def workers_of(asked: int | None, device: str) -> int:
+    """How many processes: what was asked, else by the machine."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2, cores) if device == "cpu" else 1
+
+
+def show(tables: list[Table]) -> None:
+    """Prints tables: rich ones on a terminal, plain text into a pipe."""
+    if not sys.stdout.isatty():
+        click.echo("\n\n".join(as_text(table) for table in tables))
+        return
+    from bench.render.terminal import print_tables
+
+    print_tables(tables)
+
+
+def show_json(document: dict[str, Any]) -> None:
+    """Prints one JSON document."""
+    click.echo(json.dumps(document, indent=1, allow_nan=False))
+
+
+def note(line: str) -> None:
+    """A line for people, beside the output."""
+    click.echo(line, err=True)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A live bar on a terminal's stderr; elsewhere nothing."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    from bench.session import Progress
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal, expand=True) as bar:
+        line = bar.add_task("planning", total=None)
+
+        def begin(total: int, done: int) -> None:
+            bar.update(line, total=total, completed=done, description="attacking")
+
+        def advance(task: Any, samples: int) -> None:
+            cell = task.cell
+            what = f"{cell.model} {cell.attack} {cell.threat}"
+            bar.update(line, advance=samples, description=f"{what:<40}"[:40])
+
+        yield Progress(begin, advance)

@@ -1,0 +1,45 @@
+"""`bench leaderboard`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from bench.cli.common import json_option, note, results_option, show, show_json
+
+
+@click.command(epilog="Example:  bench leaderboard --dataset mnist --threat linf")
+@click.option("--dataset", help="Show only this dataset.")
+@click.option("--threat", help="Show only this threat model: linf, l2, ink …")
+@results_option
+@json_option
+def command(dataset: str | None, threat: str | None, results: Path, as_json: bool) -> None:
+    """Write the leaderboards from stored runs.
+
+    Ranks models by their worst case over attacks. Writes leaderboard.csv, .json and .md, and attacks.csv,
+    into RESULTS/leaderboards, from the finished runs in RESULTS/runs.
+    """
+    from bench import leaderboard
+    from bench.store import writing
+
+    found = leaderboard.standings(results)
+    document = leaderboard.document(found)
+    folder = results / "leaderboards"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {
+            "leaderboard.json": json.dumps(document, indent=1, ensure_ascii=False) + "\n",
+            "leaderboard.csv": leaderboard.as_csv([leaderboard.flat(entry) for entry in document["entries"]]),
+            "leaderboard.md": leaderboard.as_page(found),
+            "attacks.csv": leaderboard.as_csv(leaderboard.attack_records(results)),
+        }
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    chosen = [s for s in found if dataset in (None, s.case.dataset) and threat in (None, s.case.norm)]
+    if as_json:
+        show_json(leaderboard.document(chosen))
+        return
+    show(leaderboard.tables(chosen))
+    note(f"\nwritten to {folder}")

@@ -1,0 +1,144 @@
+"""`bench run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.cli.common import device_of, note, progress_bar, show, show_json, slice_options, workers_of
+
+if TYPE_CHECKING:
+    from bench.session import Run
+    from bench.spec import RunSpec
+
+SAMPLES = 100
+
+
+@click.command(
+    epilog="Example:  bench run --model mnist_relu --attack 'ink*,native/pgd,foolbox/*' --eps 0.1,0.3"
+)
+@click.option("--model", "models", required=True, help="Models, by comma; also file.py:factory.")
+@click.option(
+    "--attack",
+    "attacks",
+    default="all",
+    show_default=True,
+    help="Attacks, by comma; globs; all; all+slow.",
+)
+@click.option("--weights", type=click.Path(), help="A safetensors file for the model.")
+@click.option(
+    "--transfer/--no-transfer", default=None, help="Show the images to the model's peer.  [default: with all]"
+)
+@slice_options(SAMPLES)
+def command(
+    models: str, attacks: str, weights: str | None, transfer: bool | None, as_json: bool, **rest: Any
+) -> None:
+    """Attack models and show how robust they are.
+
+    Every image is judged by the harness itself. Results are stored as they come: the same command
+    goes on where it was stopped, and prints the same figures when it is run again.
+    """
+    import zoo
+
+    chosen = tuple(dict.fromkeys(filter(None, (name.strip() for name in models.split(",")))))
+    peers = {name: zoo.card(name).peer for name in chosen}
+    wanted = transfer if transfer is not None else attacks.startswith("all")
+    pairs = tuple((name, peer) for name, peer in peers.items() if peer is not None) if wanted else ()
+    spec = build_spec(chosen, attacks, weights=weights, transfers=pairs, **rest)
+    run = perform(spec, rest["results"], rest["workers"])
+    finish(run, as_json)
+
+
+def build_spec(
+    models: tuple[str, ...],
+    attacks: str,
+    *,
+    weights: str | None,
+    transfers: tuple[tuple[str, str], ...],
+    dataset: str | None,
+    samples: int,
+    eps: str | None,
+    targets: str | None,
+    preset: str | None,
+    params: tuple[str, ...],
+    restarts: int,
+    seed: int,
+    device: str,
+    batch_size: int | None,
+    **rest: Any,
+) -> RunSpec:
+    """The spec that a command line asks for. Raises UserError for what cannot be meant."""
+    import zoo
+    from attacks.api import default_batch
+    from attacks.registry import select
+    from bench.spec import RunSpec, SpecError, parse_eps, parse_parameters
+
+    if not models:
+        raise SpecError("--model names no model; `bench list models` shows them")
+    own = {zoo.card(name).dataset for name in models}
+    if dataset is None and len(own) > 1:
+        raise SpecError(
+            f"the models are of different datasets ({', '.join(sorted(own))}); choose with --dataset"
+        )
+    if weights is not None and len(models) > 1:
+        raise SpecError("--weights goes with one model")
+    described = zoo.describe(dataset or own.pop())
+    size = described.splits["test"].size
+    if not 1 <= samples <= size:
+        raise SpecError(
+            f"--samples must be from 1 to {size}, the test images of {described.name}; got {samples}"
+        )
+    return RunSpec(
+        models=models,
+        attacks=tuple(select(attacks)),
+        dataset=described.name,
+        samples=samples,
+        eps=parse_eps(eps, described.eps),
+        targets=targets,
+        seed=seed,
+        restarts=restarts,
+        preset=preset,
+        parameters=parse_parameters(list(params)),
+        weights=weights,
+        device=device,
+        batch_size=batch_size or default_batch(device),
+        transfers=transfers,
+        command="bench " + " ".join(_quoted(word) for word in sys.argv[1:]),
+    )
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def perform(spec: RunSpec, results: Path, workers: int | None) -> Run:
+    """Performs a run under a progress bar."""
+    from bench.plan import check
+    from bench.session import perform
+
+    check(spec)
+    device_of(spec.device)
+    with progress_bar() as progress:
+        return perform(spec, results, workers_of(workers, spec.device), progress)
+
+
+def finish(run: Run, as_json: bool) -> None:
+    """Prints a run and ends with 1 where an attack crashed."""
+    from bench import views
+
+    crashed = run.rows[run.rows["status"] == "error"]
+    if as_json:
+        show_json(views.document(run))
+    else:
+        show(views.run_tables(run))
+        computed = f"{run.computed} shards computed, {run.reused} taken from the store"
+        note(f"\nstored in {run.folder.path} ({computed})")
+    for attack, message in crashed.drop_duplicates("attack")[["attack", "message"]].itertuples(index=False):
+        note(f"bench: {attack} crashed on some samples, which count as neither robust nor fooled: {message}")
+    if len(crashed):
+        sys.exit(1)

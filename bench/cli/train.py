@@ -1,0 +1,106 @@
+"""`bench train`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.cli.common import json_option, note, results_option, show, show_json
+from bench.render.table import Table
+
+if TYPE_CHECKING:
+    from zoo.training import Epoch
+
+
+@click.command(epilog="Example:  bench train mnist_bnn --epochs 2 --out weights/")
+@click.argument("name")
+@click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Instead of the recipe's.")
+@click.option("--seed", type=int, help="Instead of the recipe's.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Bit-identical for the same number.",
+)
+@click.option("--images", type=click.IntRange(1), help="Only the first so many training images.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="[default: RESULTS/train]")
+@results_option
+@json_option
+def command(
+    name: str, threads: int, images: int | None, out: Path | None, results: Path, as_json: bool, **given: Any
+) -> None:
+    """Train a model of the zoo by its recipe.
+
+    Writes NAME.safetensors and NAME.json (hash, recipe, seed, accuracy, curve). A checkpoint is kept after
+    each epoch: the same command goes on where it was stopped.
+    """
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    import zoo
+    from adversarial_bench.errors import UserError
+    from zoo import datasets, training
+
+    card = zoo.card(name)
+    if name not in zoo.names():
+        raise UserError(f"{name} is not a model of the zoo; `bench list models` shows what can be trained")
+    recipe = replace(card.recipe, **{key: value for key, value in given.items() if value is not None})
+    dataset = zoo.describe(card.dataset)
+    train_files = (dataset.splits["train"].images, dataset.splits["train"].labels)
+    if any(datasets.verify(dataset, file) != "ok" for file in train_files):
+        datasets.fetch(card.dataset, note)
+    torch.set_num_threads(threads)
+    x, y = zoo.data(card.dataset, "train")
+    if images is not None:
+        x, y = x[:images], y[:images]
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    per_epoch = -(-len(x) // recipe.batch_size)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        line = bar.add_task(name, total=per_epoch * recipe.epochs)
+
+        def epoch_done(epoch: Epoch) -> None:
+            note(
+                f"{name} epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.train_loss:.4f}, "
+                f"train {100 * epoch.train_accuracy:.2f} %, test {100 * epoch.test_accuracy:.2f} %, "
+                f"{epoch.seconds:.0f} s"
+            )
+
+        def resumed(epochs: int) -> None:
+            note(f"{name}: going on after epoch {epochs}")
+            bar.update(line, advance=per_epoch * epochs)
+
+        manifest = training.train(
+            card,
+            recipe,
+            (x, y),
+            zoo.data(card.dataset, "test"),
+            out or results / "train",
+            tick=lambda: bar.advance(line),
+            on_epoch=epoch_done,
+            on_resume=resumed,
+        )
+    if as_json:
+        show_json(manifest)
+        return
+    rows = tuple(
+        (
+            str(e["epoch"]),
+            *(f"{e[k]:.4f}" for k in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")),
+        )
+        for e in manifest["curve"]
+    )
+    heads = ("epoch", "train loss", "train accuracy", "test loss", "test accuracy")
+    show([Table(f"{name}: {100 * manifest['test_accuracy']:.2f} % on the test set", heads, rows)])
+    note(f"weights and curve in {out or results / 'train'}")

@@ -1,0 +1,52 @@
+"""Who computes the tasks: this process, or several. The driver alone stores what comes back."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from adversarial_bench.errors import UserError
+from bench.plan import Task
+from bench.runner import Outcome, compute
+
+
+class WorkerDied(UserError):
+    """A worker process was killed: out of memory, or by hand."""
+
+
+def _one_thread() -> None:
+    import signal
+
+    import torch
+
+    # The driver alone answers Ctrl-C; a worker that dies of it would print its own traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def execute(tasks: Iterable[Task], workers: int) -> Iterator[tuple[Task, Outcome]]:
+    """Outcomes as they are ready: in order with one worker, in any order with several.
+
+    Each of several workers is a process with one thread: two attacks on one model in threads race.
+    """
+    if workers <= 1:
+        for task in tasks:
+            yield task, compute(task)
+        return
+    # Forking a process that has run torch's thread pool can hang it.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+    try:
+        waiting = {pool.submit(compute, task): task for task in tasks}
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield waiting.pop(future), future.result()
+    except BrokenProcessPool:
+        raise WorkerDied(
+            "a worker process died (killed, or out of memory); the same command goes on"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

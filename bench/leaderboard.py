@@ -1,0 +1,220 @@
+"""Leaderboards: a pure function of the store's runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.metrics import WorstCase, cell_metrics, threats, worst_case
+from bench.render.table import Table, as_markdown, number, percent
+from bench.store import RunFolder, StoreError, runs
+from bench.views import MADE, cells, threat_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A model's place in one threat model, from one run: one attack set on one slice of the data."""
+
+    rank: int
+    case: WorstCase
+    weights: str
+    command: str
+    flags: tuple[str, ...]
+
+
+def standings(results: Path) -> list[Standing]:
+    """Every model in every threat model that a finished run of the store speaks of.
+
+    A model's entry comes from the run that attacked it with most attacks, and of those on most samples:
+    rows of different runs are never mixed, since a sample that only a weak attack has seen is not robust.
+    Ranked by worst-case robust accuracy, then by clean accuracy. Raises StoreError for an empty store.
+    """
+    best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]] = {}
+    for folder in runs(results):
+        document = folder.read_json("run.json")
+        if document.get("status") != "done":
+            continue
+        rows = own_rows(folder)
+        for model, of_model in rows.groupby("model", sort=False):
+            for norm, eps in threats(of_model):
+                case = worst_case(of_model, norm, eps)
+                if case is None:
+                    continue
+                place = (case.dataset, norm, eps or 0.0, str(model))
+                if place not in best or _weight(case) > _weight(best[place][0]):
+                    best[place] = (case, document)
+    if not best:
+        raise StoreError(
+            f"no finished run under {results / 'runs'}; `bench run --model … --attack all` makes one"
+        )
+    return _ranked(best)
+
+
+def own_rows(folder: RunFolder) -> pd.DataFrame:
+    """A run's rows of attacks on the models themselves, transfers left out."""
+    rows = folder.rows()
+    return rows[rows["source"] == ""]
+
+
+def _weight(case: WorstCase) -> tuple[int, int]:
+    return case.attacks, case.n
+
+
+def _ranked(best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]]) -> list[Standing]:
+    found = []
+    for threat in sorted({place[:3] for place in best}):
+        entries = [best[place] for place in best if place[:3] == threat]
+        most = max(case.attacks for case, _ in entries)
+        scores = [(-case.robust_accuracy.value, -case.clean_accuracy.value) for case, _ in entries]
+        for (case, document), score in sorted(zip(entries, scores), key=lambda pair: pair[1]):
+            flags = list(document["model_flags"].get(case.model, []))
+            if case.errors:
+                flags.append(f"{case.errors} attacks crashed")
+            if case.attacks < most:
+                flags.append(f"{most - case.attacks} attacks fewer than others")
+            found.append(
+                Standing(
+                    rank=1 + sum(other < score for other in scores),
+                    case=case,
+                    weights=document["fingerprints"][case.model][:12],
+                    command=document["spec"]["command"],
+                    flags=tuple(flags),
+                )
+            )
+    return found
+
+
+def tables(found: list[Standing]) -> list[Table]:
+    """A table per dataset and threat model."""
+    made = []
+    for key in dict.fromkeys((s.case.dataset, s.case.norm, s.case.eps) for s in found):
+        group = [s for s in found if (s.case.dataset, s.case.norm, s.case.eps) == key]
+        lines = tuple(
+            (
+                str(s.rank),
+                s.case.model,
+                percent(s.case.clean_accuracy),
+                percent(s.case.robust_accuracy),
+                str(s.case.n),
+                str(s.case.attacks),
+                s.case.strongest,
+                s.weights,
+                "; ".join(s.flags),
+            )
+            for s in group
+        )
+        columns = ("rank", "model", "clean %", "robust %", "n", "attacks", "strongest", "weights", "flags")
+        left = frozenset({"model", "strongest", "weights", "flags"})
+        title = f"{key[0]} · {threat_name(key[1], float('nan') if key[2] is None else key[2])}"
+        made.append(Table(title, columns, lines, "", left))
+    return made
+
+
+def document(found: list[Standing]) -> dict[str, Any]:
+    """The leaderboards as JSON: schema 1."""
+    return {
+        "schema": 1,
+        "entries": [
+            {
+                "rank": s.rank,
+                "model": s.case.model,
+                "dataset": s.case.dataset,
+                "threat": s.case.norm,
+                "eps": s.case.eps,
+                "n": s.case.n,
+                "clean_accuracy": s.case.clean_accuracy.as_dict(),
+                "robust_accuracy": s.case.robust_accuracy.as_dict(),
+                "attacks": s.case.attacks,
+                "errors": s.case.errors,
+                "strongest": s.case.strongest,
+                "weights": s.weights,
+                "command": s.command,
+                "flags": list(s.flags),
+            }
+            for s in found
+        ],
+    }
+
+
+def attack_records(results: Path) -> list[dict[str, Any]]:
+    """One flat record per model, attack and threat model, of the largest slice that was run."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for folder in runs(results):
+        if folder.read_json("run.json").get("status") != "done":
+            continue
+        for head, group in cells(own_rows(folder)):
+            metrics = cell_metrics(group)
+            key = (
+                head["dataset"],
+                head["model"],
+                head["attack"],
+                threat_name(head["norm"], head["eps"]),
+                head["goal"],
+            )
+            if key in found and found[key]["n"] >= metrics.n:
+                continue
+            found[key] = {
+                **dict(zip(("dataset", "model", "attack", "threat", "goal"), key)),
+                "n": metrics.n,
+                **_flat("attack_success_rate", metrics.attack_success_rate.as_dict()),
+                **(
+                    {}
+                    if head["goal"] in MADE
+                    else _flat("robust_accuracy", metrics.robust_accuracy.as_dict())
+                ),
+                **_flat("confidence_fooled", metrics.confidence_fooled.as_dict()),
+                "median_distance": number(metrics.median_distance, 4),
+                "forwards_per_sample": number(metrics.forwards_per_sample, 1),
+                "backwards_per_sample": number(metrics.backwards_per_sample, 1),
+                "flags": "; ".join(metrics.flags),
+            }
+    return [found[key] for key in sorted(found)]
+
+
+def _flat(name: str, estimate: dict[str, Any]) -> dict[str, Any]:
+    return {name: estimate["value"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
+
+
+def as_csv(records: list[dict[str, Any]]) -> str:
+    """Records as CSV; a key that a record lacks is left empty."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return stream.getvalue()
+
+
+def flat(entry: dict[str, Any]) -> dict[str, Any]:
+    """One entry of `document` as a flat record."""
+    record: dict[str, Any] = {}
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            record.update(_flat(key, value))
+        else:
+            record[key] = "; ".join(value) if isinstance(value, list) else value
+    return record
+
+
+def as_page(found: list[Standing]) -> str:
+    """The leaderboards as one Markdown page, with the commands that rebuild it."""
+    commands = list(dict.fromkeys(s.command for s in found))
+    head = [
+        "# Leaderboards",
+        "",
+        "Robust accuracy: right before, and after every attack of the threat model, over all n test images",
+        "of a fixed random sample; an upper bound on the truth. Intervals: Wilson, 95 %. Rebuilt by:",
+        "",
+        "```",
+        *commands,
+        "bench leaderboard",
+        "```",
+        "",
+    ]
+    return "\n".join([*head, "\n\n".join(as_markdown(table) for table in tables(found)), ""])

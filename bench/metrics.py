@@ -1,0 +1,200 @@
+"""Rates with their intervals, and what a cell's rows say. Pure functions of sample rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DISTANCE = {"linf": "linf", "l2": "l2", "l1": "l1", "l0": "l0", "ink": "l2", "unrestricted": "l2"}
+"""The column a threat model's distances are reported in."""
+CONFIDENT = 0.9
+TOLERANCE = 1e-6
+"""How far beyond eps, or outside [0, 1], float32 rounding may take an image."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval and the n it rests on; NaN where n is 0."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """For JSON, which has no NaN."""
+
+        def plain(number: float) -> float | None:
+            return None if math.isnan(number) else round(number, 6)
+
+        return {"value": plain(self.value), "low": plain(self.low), "high": plain(self.high), "n": self.n}
+
+
+def rate(count: int, n: int) -> Estimate:
+    """count / n with Wilson's 95 % interval (Wilson 1927)."""
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(count), int(n)).proportion_ci(method="wilson")
+    return Estimate(count / n, float(interval.low), float(interval.high), int(n))
+
+
+def mean(values: pd.Series) -> Estimate:
+    """The mean of values in [0, 1] with Student's 95 % interval, cut to [0, 1]."""
+    n = len(values)
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    value = float(values.mean())
+    if n == 1:
+        return Estimate(value, 0.0, 1.0, 1)
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half), n)
+
+
+@dataclass(frozen=True)
+class CellMetrics:
+    """One cell in figures. Each rate's denominator is in its name or its docstring.
+
+    For fooling-image goals (`generate`, `feature`) there is no clean image: clean and robust accuracy
+    have n = 0, and the success rate is over all images made.
+    """
+
+    n: int
+    clean_accuracy: Estimate
+    """Right before the attack, over all samples."""
+    robust_accuracy: Estimate
+    """Right before and after, over all samples; a crashed attack's samples never count as right."""
+    attack_success_rate: Estimate
+    """Goal met by a feasible image, over the samples that were right before and were judged."""
+    confidence_fooled: Estimate
+    """Mean probability of the wrong (wanted) class, over the successes."""
+    confident_share: Estimate
+    """Successes with that probability >= 0.9, over the same samples as the success rate."""
+    median_distance: float
+    """Over the successes, in the norm that `DISTANCE` gives."""
+    forwards_per_sample: float
+    backwards_per_sample: float
+    errors: int
+    infeasible: int
+    zero_gradient_share: float
+    """Steps whose gradient was exactly zero, over all steps that had one."""
+
+    @property
+    def flags(self) -> list[str]:
+        """What must stand beside the number."""
+        found = []
+        if self.errors:
+            found.append(f"error: {self.errors} of {self.n}")
+        if self.infeasible:
+            found.append(f"infeasible: {self.infeasible}")
+        if self.zero_gradient_share > 0.01:
+            found.append(f"zero gradient: {self.zero_gradient_share:.0%}")
+        return found
+
+
+def cell_metrics(rows: pd.DataFrame) -> CellMetrics:
+    """The figures of one cell's sample rows."""
+    norm, goal = str(rows["norm"].iloc[0]), str(rows["goal"].iloc[0])
+    fooling_image = goal in ("generate", "feature")
+    right = rows["clean_label"] == rows["label"]
+    error = rows["status"] == "error"
+    judged = ~error if fooling_image else right & ~error
+    success = rows["success"] & judged
+    fooled = rows[success]
+    attacked = rows[judged]
+    n, k = len(rows), 0 if fooling_image else len(rows)
+    backwards = float(attacked["backwards"].sum())
+    return CellMetrics(
+        n=n,
+        clean_accuracy=rate(int(right.sum()), k),
+        robust_accuracy=rate(int((judged & ~broken(rows)).sum()), k),
+        attack_success_rate=rate(int(success.sum()), int(judged.sum())),
+        confidence_fooled=mean(fooled["adv_confidence"]),
+        confident_share=rate(int((fooled["adv_confidence"] >= CONFIDENT).sum()), int(judged.sum())),
+        median_distance=float(fooled[DISTANCE[norm]].median()) if len(fooled) else math.nan,
+        forwards_per_sample=float(attacked["forwards"].mean()) if len(attacked) else math.nan,
+        backwards_per_sample=float(attacked["backwards"].mean()) if len(attacked) else math.nan,
+        errors=int(error.sum()),
+        infeasible=int((judged & ~rows["feasible"]).sum()),
+        zero_gradient_share=float(attacked["zero_gradients"].sum()) / backwards if backwards else 0.0,
+    )
+
+
+def broken(rows: pd.DataFrame) -> pd.Series:
+    """Rows whose image is feasible and no longer given its true label, the target reached or not."""
+    return rows["feasible"] & (rows["status"] == "ok") & (rows["adv_label"] != rows["label"])
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """A model under the union of its attacks in one threat model."""
+
+    model: str
+    dataset: str
+    norm: str
+    eps: float | None
+    n: int
+    clean_accuracy: Estimate
+    robust_accuracy: Estimate
+    """Right before, and after every attack, over all samples."""
+    attacks: int
+    """Attacks that were judged on every sample they could be."""
+    errors: int
+    """Attacks that crashed on some sample: they prove nothing there."""
+    strongest: str
+    """The single attack that breaks most."""
+
+
+def worst_case(rows: pd.DataFrame, norm: str, eps: float | None) -> WorstCase | None:
+    """Per sample, over all rows of one model: broken if any feasible image within the threat model is.
+
+    A minimal-norm attack, or one run at a smaller eps, counts where the distance that was measured
+    fits. None where no attack of this threat model was run.
+    """
+    inside = rows[rows["norm"] == norm]
+    if eps is not None:
+        budget = inside["eps"].isna() | (inside["eps"] <= eps + TOLERANCE)
+        inside = inside[budget]
+    inside = inside[~inside["goal"].isin(["generate", "feature"])]
+    if inside.empty:
+        return None
+    within = inside[norm] <= eps + TOLERANCE if eps is not None else True
+    fell = broken(inside) & within
+    right = inside["clean_label"] == inside["label"]
+    error = inside["status"] == "error"
+    by_sample = inside.assign(fell=fell & right, right=right, judged=~error).groupby("sample_id")
+    samples = by_sample.agg(fell=("fell", "max"), right=("right", "max"), judged=("judged", "max"))
+    robust = samples["right"] & ~samples["fell"] & samples["judged"]
+    by_attack = inside.assign(fell=fell & right, error=error).groupby("attack", sort=False)
+    attacks = by_attack.agg(fell=("fell", "sum"), error=("error", "max"))
+    return WorstCase(
+        model=str(rows["model"].iloc[0]),
+        dataset=str(rows["dataset"].iloc[0]),
+        norm=norm,
+        eps=eps,
+        n=len(samples),
+        clean_accuracy=rate(int(samples["right"].sum()), len(samples)),
+        robust_accuracy=rate(int(robust.sum()), len(samples)),
+        attacks=int((~attacks["error"]).sum()),
+        errors=int(attacks["error"].sum()),
+        strongest=str(attacks["fell"].idxmax()) if attacks["fell"].max() else "none",
+    )
+
+
+def threats(rows: pd.DataFrame) -> list[tuple[str, float | None]]:
+    """The threat models that rows speak of: (norm, eps), without those of minimal-norm attacks alone."""
+    found = rows[~rows["goal"].isin(["generate", "feature"])][["norm", "eps"]].drop_duplicates()
+    order = list(DISTANCE)
+    pairs = [
+        (str(norm), None if math.isnan(eps) else float(eps))
+        for norm, eps in found.itertuples(index=False)
+        if norm in ("ink", "unrestricted") or not math.isnan(eps)
+    ]
+    return sorted(pairs, key=lambda pair: (order.index(pair[0]), pair[1] or 0.0))

@@ -1,0 +1,161 @@
+"""From a spec to cells, and from cells to the tasks that compute their shards. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import zoo
+from adversarial_bench.hashing import digest
+from attacks.core import RADIUS_NORMS, Entry, GoalKind, Threat
+from attacks.registry import get
+from bench.spec import SCHEMA, RunSpec, SpecError
+
+SHARD = 500
+"""Samples of a shard: what a killed run can lose."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model, an attack and a threat model on one dataset: the unit that figures are given for."""
+
+    model: str
+    weights: str
+    """The model's fingerprint."""
+    attack: str
+    parameters: Mapping[str, Any]
+    version: str
+    """Of the attack's library."""
+    threat: Threat
+    goal: GoalKind
+    targets: str
+    dataset: str
+    seed: int
+    restarts: int
+    batch_size: int
+    device: str
+    source: str | None = None
+    """The model whose images are shown, for a transfer cell."""
+    source_key: str | None = None
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that change with anything that could change a row."""
+        return digest(SCHEMA, asdict(self))[:16]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard of one cell: all that a worker needs to compute it."""
+
+    cell: Cell
+    ids: tuple[int, ...]
+    weights_file: str | None
+    images_file: str | None = None
+    """For a transfer: the source shard's adversarial images."""
+
+    @property
+    def name(self) -> str:
+        """The shard's file name, without its ending."""
+        return f"{self.cell.key}-{digest(list(self.ids))[:8]}"
+
+
+def slice_ids(dataset: str, size: int, samples: int) -> list[int]:
+    """The first `samples` ids of a fixed random order of the dataset's `size` images.
+
+    The order is the same for everybody, so slices nest and runs compare; it is random, because the
+    first half of MNIST's test set is easier than the second and an interval needs a random sample.
+    """
+    order = sorted(range(size), key=lambda i: hashlib.sha256(f"{dataset}:{i}".encode()).digest())
+    return order[:samples]
+
+
+def configure(spec: RunSpec, attack: str) -> Entry:
+    """The catalogue's entry with the spec's preset and parameters. Raises for what does not fit."""
+    entry = get(attack)
+    changes = dict(entry.presets.get(spec.preset, {})) if spec.preset else {}
+    known = entry.parameters()
+    for owner, name, value in spec.parameters:
+        if (owner and get(owner).name == entry.name) or (not owner and name in known):
+            changes[name] = value
+    return entry.configured(**changes)
+
+
+def check(spec: RunSpec) -> None:
+    """Raises for a preset or parameter that no chosen attack has, or targets nobody can use."""
+    entries = [get(name) for name in spec.attacks]
+    if spec.preset and not any(spec.preset in entry.presets for entry in entries):
+        known = sorted({preset for entry in entries for preset in entry.presets})
+        raise SpecError(
+            f"no chosen attack has the preset {spec.preset!r}; they have: {', '.join(known) or 'none'}"
+        )
+    for owner, name, _ in spec.parameters:
+        if owner:
+            if get(owner).name not in spec.attacks:
+                raise SpecError(f"--param names {owner}, which is not among the chosen attacks")
+            get(owner).configured(**{name: get(owner).parameters().get(name)})
+        elif not any(name in entry.parameters() for entry in entries):
+            from adversarial_bench.errors import unknown
+
+            raise unknown("parameter", name, sorted({p for entry in entries for p in entry.parameters()}))
+
+
+def goal_kind(entry: Entry, spec: RunSpec) -> GoalKind:
+    """The goal an attack gets in a run: its default, or targeted where targets are asked for."""
+    if spec.targets is not None and "targeted" in entry.goals:
+        return "targeted"
+    return entry.goals[0]
+
+
+def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
+    """Every attack cell of a run, then every transfer cell, in a fixed order."""
+    check(spec)
+    cells = []
+    for model in spec.models:
+        for attack in spec.attacks:
+            entry = configure(spec, attack)
+            kind = goal_kind(entry, spec)
+            radii: Sequence[float | None] = [None]
+            if entry.norm in RADIUS_NORMS and "minimal" not in entry.tags:
+                own = entry.parameters().get("eps")
+                radii = [own] if own is not None else spec.eps[entry.norm]
+            for eps in radii:
+                final = entry.configured(eps=eps) if eps is not None else entry
+                cells.append(
+                    Cell(
+                        model=model,
+                        weights=fingerprints[model],
+                        attack=entry.name,
+                        parameters=final.parameters(),
+                        version=entry.version,
+                        threat=Threat(entry.norm, eps),
+                        goal=kind,
+                        targets=(spec.targets or "random") if kind == "targeted" else "",
+                        dataset=spec.dataset,
+                        seed=spec.seed,
+                        restarts=spec.restarts,
+                        batch_size=spec.batch_size,
+                        device=spec.device,
+                    )
+                )
+    sources = list(cells)
+    for source, target in spec.transfers:
+        for cell in sources:
+            if cell.model == source and cell.goal != "feature":
+                shown = replace(
+                    cell, model=target, weights=fingerprints[target], source=source, source_key=cell.key
+                )
+                cells.append(shown)
+    return cells
+
+
+def tasks_of(cell: Cell, spec: RunSpec) -> list[Task]:
+    """A cell's shards. Images made from nothing are one per class (or per unit)."""
+    dataset = zoo.describe(cell.dataset)
+    weights = spec.weights if cell.model in spec.models else None
+    if cell.goal in ("generate", "feature"):
+        return [Task(cell, tuple(range(dataset.classes)), weights)]
+    ids = slice_ids(cell.dataset, dataset.splits["test"].size, spec.samples)
+    return [Task(cell, tuple(ids[i : i + SHARD]), weights) for i in range(0, len(ids), SHARD)]

@@ -1,0 +1,57 @@
+"""A table as a value: every view makes one, every renderer shows one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from bench.metrics import Estimate
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells under column heads; `left` names the columns that are words, not figures."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    left: frozenset[str] = field(default_factory=lambda: frozenset({"attack", "model", "flags"}))
+
+
+def percent(estimate: Estimate) -> str:
+    """`97.0 [91.5–98.9]`, in per cent; a dash where nothing was counted."""
+    if not estimate.n:
+        return "–"
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}–{100 * estimate.high:.1f}]"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A figure, or a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def as_text(table: Table) -> str:
+    """Aligned columns, nothing but text: for pipes and logs."""
+    widths = [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = (
+            cell.ljust(width) if head in table.left else cell.rjust(width)
+            for cell, width, head in zip(row, widths, table.columns)
+        )
+        return "  ".join(cells).rstrip()
+
+    body = [line(table.columns), "  ".join("-" * width for width in widths), *map(line, table.rows)]
+    return "\n".join([table.title, *body, *([table.note] if table.note else [])])
+
+
+def as_markdown(table: Table) -> str:
+    """A Markdown table under a heading."""
+
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "|".join(" --- " if head in table.left else " ---: " for head in table.columns) + "|"
+    parts = [f"### {table.title}", "", line(table.columns), rule, *map(line, table.rows)]
+    return "\n".join([*parts, *(["", table.note] if table.note else [])])

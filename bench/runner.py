@@ -1,0 +1,256 @@
+"""Computes one shard of one cell: the attack, isolated from its crashes, then the verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import zoo
+from adversarial_bench.errors import UserError
+from attacks.api import run_goal, targets_by
+from attacks.core import Entry, Goal, Result, Threat
+from attacks.registry import get
+from bench.judge import judge, logits_of, read
+from bench.plan import Cell, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_CRASHES = 3
+"""Single samples that may crash, with none done, before the rest of a shard is given up."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A computed shard: its rows, its adversarial images, and the seconds the attack itself took."""
+
+    rows: pd.DataFrame
+    images: Tensor
+    seconds: float
+
+
+class _Isolated:
+    """Runs an attack on samples and, where it raises, on ever fewer, until the culprits stand alone."""
+
+    def __init__(self, attack: Callable[[Tensor], Result], originals: Tensor) -> None:
+        self.attack = attack
+        self.images = originals.clone()
+        count = len(originals)
+        self.costs = {
+            name: np.zeros(count, dtype=np.int64)
+            for name in ("forwards", "backwards", "steps", "zero_gradients")
+        }
+        self.messages = np.full(count, "", dtype=object)
+        self.crashes, self.done = 0, 0
+
+    def __call__(self, rows: Tensor) -> None:
+        if not len(rows):
+            return
+        index = rows.cpu().numpy()
+        if self.crashes >= MOST_CRASHES and not self.done:
+            self.messages[index] = self.messages[self.messages != ""][0]
+            return
+        try:
+            result = self.attack(rows)
+            if result.images.shape != self.images[rows].shape:
+                raise ValueError(f"the attack returned images of shape {tuple(result.images.shape)}")
+        except Exception as error:  # whatever an attack does, the other attacks go on
+            if len(rows) > 1:
+                half = len(rows) // 2
+                self(rows[:half])
+                self(rows[half:])
+                return
+            self.crashes += 1
+            self.messages[index] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            return
+        self.done += len(rows)
+        self.images[rows] = result.images.to(self.images.dtype)
+        for name, column in self.costs.items():
+            column[index] = getattr(result, name).cpu().numpy()
+
+
+def attack_rows(
+    model: Callable[[Tensor], Tensor],
+    entry: Entry,
+    images: Tensor,
+    labels: Tensor,
+    goal: Goal,
+    threat: Threat,
+    *,
+    seed: int,
+    ids: Sequence[int],
+    batch_size: int,
+    restarts: int = 1,
+) -> Outcome:
+    """Attacks the samples that are right, judges what comes back, and makes one row per sample.
+
+    A sample that is wrong before the attack keeps its image and has the status `clean_wrong`; one
+    whose attack raised has `error` and the message; every other `ok`. For images made from nothing
+    `images` gives the shape only, and the labels are -1.
+    """
+    made = goal.kind in ("generate", "feature")
+    clean_label, clean_confidence = read(logits_of(model, images, batch_size))
+    if made:
+        clean_label, clean_confidence = np.full(len(images), -1), np.full(len(images), np.nan)
+        standing = torch.arange(len(images), device=images.device)
+    else:
+        standing = (torch.from_numpy(clean_label).to(labels.device) == labels).nonzero().squeeze(1)
+
+    def attack(rows: Tensor) -> Result:
+        chosen = [ids[i] for i in rows.tolist()]
+        return run_goal(
+            entry,
+            model,
+            images[rows],
+            goal[rows],
+            seed=seed,
+            ids=chosen,
+            batch_size=batch_size,
+            restarts=restarts,
+        )
+
+    isolated = _Isolated(attack, images)
+    start = time.perf_counter()
+    isolated(standing)
+    seconds = time.perf_counter() - start
+
+    verdict = judge(model, isolated.images, None if made else images, goal, threat, batch_size)
+    attacked = np.zeros(len(images), dtype=bool)
+    attacked[standing.cpu().numpy()] = True
+    error = isolated.messages != ""
+    verdict["success"] = verdict["success"] & attacked & ~error
+    targets = np.full(len(images), -1) if goal.kind == "untargeted" else goal.classes.cpu().numpy()
+    rows = pd.DataFrame(
+        {
+            "sample_id": np.asarray(ids, dtype=np.int64),
+            "label": labels.cpu().numpy(),
+            "target": targets,
+            "clean_label": clean_label,
+            "clean_confidence": clean_confidence,
+            **verdict,
+            **isolated.costs,
+            "status": np.where(error, "error", np.where(attacked, "ok", "clean_wrong")),
+            "message": isolated.messages.astype(str),
+        }
+    )
+    return Outcome(rows, isolated.images.cpu(), seconds)
+
+
+def check_model(name: str, model: Callable[[Tensor], Tensor], images: Tensor, classes: int) -> list[str]:
+    """Flags of a model that can be attacked; raises UserError for one that cannot.
+
+    Raises where the model itself raises, returns another shape than (B, classes), or logits that are
+    not finite. Flags `probabilities` where rows lie in [0, 1] and sum to 1 (AutoAttack's check).
+    """
+    try:
+        logits = logits_of(model, images, len(images))
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"the model {name} fails on images {tuple(images.shape)}: {first}") from error
+    if logits.dim() != 2 or logits.shape[1] != classes:
+        raise UserError(
+            f"the model {name} returns shape {tuple(logits.shape)}; expected ({len(images)}, {classes})"
+        )
+    bad = int((~logits.isfinite().all(1)).sum())
+    if bad:
+        raise UserError(
+            f"the model {name} returns NaN or infinite logits on {bad} of {len(images)} clean images"
+        )
+    inside = bool(((logits >= 0) & (logits <= 1)).all())
+    sums = bool(((logits.sum(1) - 1).abs() < 1e-4).all())
+    return ["probabilities for logits"] if inside and sums else []
+
+
+@lru_cache(maxsize=8)
+def load_model(name: str, weights: str | None, device: str) -> torch.nn.Module:
+    """A model, loaded once per process."""
+    return zoo.load(name, weights=weights, device=device)
+
+
+@lru_cache(maxsize=4)
+def load_data(dataset: str) -> tuple[Tensor, Tensor]:
+    """A dataset's test split, loaded once per process."""
+    return zoo.data(dataset, split="test")
+
+
+def _samples(cell: Cell, ids: Sequence[int]) -> tuple[Tensor, Tensor, Goal]:
+    dataset = zoo.describe(cell.dataset)
+    if cell.goal in ("generate", "feature"):
+        images = torch.zeros(len(ids), *dataset.shape, device=cell.device)
+        labels = torch.full((len(ids),), -1, device=cell.device)
+        return images, labels, Goal(cell.goal, torch.tensor(ids, device=cell.device))
+    images, labels = load_data(cell.dataset)
+    chosen = torch.tensor(ids)
+    images, labels = images[chosen].to(cell.device), labels[chosen].to(cell.device)
+    if cell.goal == "untargeted":
+        return images, labels, Goal("untargeted", labels)
+    targets = targets_by(cell.targets, labels, dataset.classes, cell.seed, ids)
+    return images, labels, Goal("targeted", targets)
+
+
+def compute(task: Task) -> Outcome:
+    """One shard, from its task alone: the same in every process."""
+    cell = task.cell
+    model = load_model(cell.model, task.weights_file, cell.device)
+    images, labels, goal = _samples(cell, task.ids)
+    if task.images_file is not None:
+        return _shown(task, model, images, labels, goal)
+    entry = get(cell.attack).configured(**dict(cell.parameters))
+    return attack_rows(
+        model,
+        entry,
+        images,
+        labels,
+        goal,
+        cell.threat,
+        seed=cell.seed,
+        ids=task.ids,
+        batch_size=cell.batch_size,
+        restarts=cell.restarts,
+    )
+
+
+def _shown(task: Task, model: Any, images: Tensor, labels: Tensor, goal: Goal) -> Outcome:
+    """A transfer: the images that another model's attack made, judged on this model.
+
+    The status is `ok` where the image fooled its source and this model was right before; else
+    `not_shown`, which no figure counts.
+    """
+    from safetensors.torch import load_file
+
+    cell = task.cell
+    shown = load_file(str(task.images_file))
+    adversarial = shown["images"].to(cell.device)
+    made = goal.kind == "generate"
+    verdict = judge(model, adversarial, None if made else images, goal, cell.threat, cell.batch_size)
+    clean_label, clean_confidence = read(logits_of(model, images, cell.batch_size))
+    if made:
+        clean_label, clean_confidence = np.full(len(images), -1), np.full(len(images), np.nan)
+    right = made | (clean_label == labels.cpu().numpy())
+    counted = right & shown["success"].numpy().astype(bool)
+    verdict["success"] = verdict["success"] & counted
+    zero = np.zeros(len(images), dtype=np.int64)
+    rows = pd.DataFrame(
+        {
+            "sample_id": np.asarray(task.ids, dtype=np.int64),
+            "label": labels.cpu().numpy(),
+            "target": shown["target"].numpy(),
+            "clean_label": clean_label,
+            "clean_confidence": clean_confidence,
+            **verdict,
+            "forwards": zero,
+            "backwards": zero,
+            "steps": zero,
+            "zero_gradients": zero,
+            "status": np.where(counted, "ok", "not_shown"),
+            "message": "",
+        }
+    )
+    return Outcome(rows, adversarial.cpu(), 0.0)

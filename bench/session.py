@@ -1,0 +1,161 @@
+"""A run from its spec to its rows: plan, compute what is missing, store, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zoo
+from bench.executors import execute
+from bench.plan import Cell, Task, cells_of, slice_ids, tasks_of
+from bench.runner import check_model, load_data, load_model
+from bench.spec import RunSpec
+from bench.stamp import stamp
+from bench.store import RunFolder
+from bench.universal import cross_apply
+from zoo.registry import fingerprint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class Run:
+    """A finished (or interrupted) run."""
+
+    spec: RunSpec
+    folder: RunFolder
+    rows: pd.DataFrame
+    cells: list[Cell]
+    model_flags: dict[str, list[str]] = field(default_factory=dict)
+    computed: int = 0
+    """Shards computed by this call."""
+    reused: int = 0
+    """Shards that were in the store."""
+    universal: list[dict[str, Any]] = field(default_factory=list)
+    """PA2's universal test, where `native/noise` was run: see `bench.universal`."""
+
+    @property
+    def attack_rows(self) -> pd.DataFrame:
+        """Rows of attacks on the models themselves."""
+        return self.rows[self.rows["source"] == ""]
+
+    @property
+    def transfer_rows(self) -> pd.DataFrame:
+        """Rows of images shown to another model."""
+        return self.rows[self.rows["source"] != ""]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Called as a run goes on."""
+
+    begin: Callable[[int, int], None] = lambda samples, done: None
+    """Samples of the whole run, and those already stored."""
+    advance: Callable[[Task, int], None] = lambda task, samples: None
+
+
+def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress = Progress()) -> Run:
+    """Computes what is missing of a run and returns all its rows.
+
+    Raises UserError for a spec that cannot be meant, before anything is computed, and StoreError
+    where results cannot be written; shards already stored stay.
+    """
+    dataset = zoo.describe(spec.dataset)
+    models = dict.fromkeys([*spec.models, *(target for _, target in spec.transfers)])
+    images, _ = load_data(spec.dataset)
+    probe = images[slice_ids(spec.dataset, len(images), min(spec.samples, 50))].to(spec.device)
+    fingerprints, flags = {}, {}
+    for name in models:
+        weights = spec.weights if name in spec.models else None
+        model = load_model(name, weights, spec.device)
+        fingerprints[name] = fingerprint(model)
+        flags[name] = check_model(name, model, probe, dataset.classes)
+    cells = cells_of(spec, fingerprints)
+    own = [cell for cell in cells if cell.source is None]
+    shown = [cell for cell in cells if cell.source is not None]
+
+    folder = RunFolder(results, spec.id)
+    folder.create()
+    run = Run(spec, folder, folder.rows([]), cells, flags)
+    tasks = {cell.key: tasks_of(cell, spec) for cell in cells}
+    total = sum(len(task.ids) for group in tasks.values() for task in group)
+    with folder.lock():
+        document: dict[str, Any] = {
+            "schema": 1,
+            "id": spec.id,
+            "spec": spec.as_dict(),
+            "fingerprints": fingerprints,
+            "model_flags": flags,
+            "cells": {cell.key: f"{cell.model} {cell.attack} {cell.threat}" for cell in cells},
+            "stamp": stamp(spec.device),
+            "status": "running",
+        }
+        stored = {
+            task.name
+            for group in tasks.values()
+            for task in group
+            if folder.has(task.name) or folder.adopt(task.name)
+        }
+        if any(task.name not in stored for group in tasks.values() for task in group):
+            folder.write_json("run.json", document)
+        run.reused = len(stored)
+        done = sum(len(t.ids) for group in tasks.values() for t in group if t.name in stored)
+        progress.begin(total, done)
+        for phase in (own, shown):
+            todo = [
+                _with_source(task, folder)
+                for cell in phase
+                for task in tasks[cell.key]
+                if task.name not in stored
+            ]
+            for task, outcome in execute(todo, min(workers, len(todo))):
+                folder.write(task, outcome)
+                run.computed += 1
+                progress.advance(task, len(task.ids))
+        if run.computed:
+            folder.write_json("run.json", {**document, "status": "done"})
+        for cell in own:
+            if cell.attack == "native/noise":
+                run.universal.append(_universal(tasks[cell.key][0], folder))
+    names = [task.name for group in tasks.values() for task in group]
+    run.rows = folder.rows(names)
+    return run
+
+
+def _universal(task: Task, folder: RunFolder) -> dict[str, Any]:
+    """The universal test on a shard of `native/noise`, stored beside it; read where it is there."""
+    from safetensors.torch import load_file
+
+    name = f"universal-{task.name}.json"
+    if (folder.path / name).exists():
+        return folder.read_json(name)
+    cell = task.cell
+    made = load_file(folder.images_file(task.name))
+    images, labels = load_data(cell.dataset)
+    found = cross_apply(
+        load_model(cell.model, task.weights_file, cell.device),
+        images[list(task.ids)].to(cell.device),
+        made["images"].to(cell.device),
+        labels[list(task.ids)].to(cell.device),
+        made["target"].to(cell.device),
+        made["success"].to(cell.device),
+        zoo.describe(cell.dataset).classes,
+        cell.batch_size,
+    )
+    folder.write_json(name, {"model": cell.model, **found})
+    return {"model": cell.model, **found}
+
+
+def _with_source(task: Task, folder: RunFolder) -> Task:
+    """A transfer's task, told where its source's images lie."""
+    if task.cell.source_key is None:
+        return task
+    from dataclasses import replace
+
+    from adversarial_bench.hashing import digest
+
+    name = f"{task.cell.source_key}-{digest(list(task.ids))[:8]}"
+    return replace(task, images_file=str(folder.images_file(name)))

@@ -1,0 +1,103 @@
+"""What a run is asked to do: a frozen value that has one JSON form and one identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from adversarial_bench.errors import UserError
+from adversarial_bench.hashing import digest
+from attacks.core import RADIUS_NORMS, check_eps
+
+SCHEMA = 1
+
+
+class SpecError(UserError):
+    """A request whose parts cannot be meant, or do not fit each other."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run: models × attacks × radii on one slice of one dataset."""
+
+    models: tuple[str, ...]
+    attacks: tuple[str, ...]
+    """Full names, in order."""
+    dataset: str
+    samples: int
+    eps: Mapping[str, tuple[float, ...]]
+    """Radii by norm, in [0, 1] pixel units."""
+    targets: str | None = None
+    """None (untargeted where possible), `random`, `next`, or a class number."""
+    seed: int = 0
+    restarts: int = 1
+    preset: str | None = None
+    parameters: tuple[tuple[str, str, Any], ...] = ()
+    """(attack or "", parameter, value)."""
+    weights: str | None = None
+    device: str = "cpu"
+    batch_size: int = 128
+    transfers: tuple[tuple[str, str], ...] = ()
+    """(source, target): source's adversarial images are shown to target."""
+    command: str = field(default="", compare=False)
+    """The command line that asked for it."""
+
+    @property
+    def id(self) -> str:
+        """The run's folder name: the same request has the same one, and so is resumed."""
+        asked = {k: v for k, v in self.as_dict().items() if k != "command"}
+        names = "+".join(m.replace("/", "_").replace(":", "_") for m in self.models)
+        return f"{names[:60]}-{digest(SCHEMA, asked)[:10]}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def parse_number(text: str) -> float:
+    """`0.3` or `8/255`. Raises SpecError for anything else."""
+    try:
+        top, _, bottom = text.partition("/")
+        return float(top) / float(bottom) if bottom else float(top)
+    except (ValueError, ZeroDivisionError):
+        raise SpecError(f"eps must be a number like 0.3 or 8/255; got {text!r}") from None
+
+
+def parse_eps(text: str | None, defaults: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
+    """`0.1,8/255,l2=1.5` to radii by norm; a bare number is a Linf radius.
+
+    A norm that is not named keeps its default. Raises SpecError or ParameterError.
+    """
+    found: dict[str, list[float]] = {}
+    for part in (p.strip() for p in text.split(",")) if text is not None else ():
+        norm, _, number = part.rpartition("=")
+        norm = norm.strip() or "linf"
+        if norm not in RADIUS_NORMS:
+            raise SpecError(f"eps is given per norm, one of {', '.join(RADIUS_NORMS)}; got {part!r}")
+        found.setdefault(norm, []).append(check_eps(parse_number(number.strip()), norm))
+    return {norm: tuple(found.get(norm, [defaults[norm]])) for norm in defaults}
+
+
+def parse_parameters(texts: list[str]) -> tuple[tuple[str, str, Any], ...]:
+    """`steps=100` or `foolbox/pgd.steps=100` to (attack, parameter, value). Raises SpecError."""
+    found = []
+    for text in texts:
+        key, equals, raw = text.partition("=")
+        attack, _, name = key.strip().rpartition(".")
+        if not equals or not name:
+            raise SpecError(f"--param takes NAME=VALUE or ATTACK.NAME=VALUE; got {text!r}")
+        found.append((attack, name, _value(raw.strip())))
+    return tuple(found)
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return parse_number(text) if text.replace("/", "").replace(".", "").isdigit() else text

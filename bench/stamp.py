@@ -1,0 +1,58 @@
+"""What a result was made with, recorded beside it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "adversarial-bench",
+    "torch",
+    "torchvision",
+    "numpy",
+    "foolbox",
+    "adversarial-robustness-toolbox",
+    "timm",
+    "pandas",
+    "pyarrow",
+)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """Git's answer about the checkout this package runs from; None where it is installed."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def stamp(device: str) -> dict[str, Any]:
+    """Versions, commit and whether it is dirty, machine, device, time (UTC)."""
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "versions": {package: _version(package) for package in PACKAGES},
+        "python": sys.version.split()[0],
+        "commit": commit,
+        "dirty": bool(_git("status", "--porcelain")) if commit else None,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "device": device,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

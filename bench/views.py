@@ -1,0 +1,319 @@
+"""What a run shows: pure functions from sample rows to tables and to the JSON document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from bench.metrics import (
+    DISTANCE,
+    CellMetrics,
+    Estimate,
+    WorstCase,
+    cell_metrics,
+    rate,
+    threats,
+    worst_case,
+)
+from bench.render.table import Table, number, percent
+from bench.spec import SCHEMA
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bench.session import Run
+
+MADE = ("generate", "feature")
+
+
+def threat_name(norm: str, eps: float) -> str:
+    """`linf(0.1)`, or the norm alone."""
+    return norm if eps is None or math.isnan(eps) else f"{norm}({eps:g})"
+
+
+def cells(rows: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Each cell's head and its rows, in the order in which they come."""
+    for _, group in rows.groupby("cell", sort=False):
+        first = group.iloc[0]
+        names = ("model", "attack", "norm", "eps", "goal", "dataset", "source", "cell")
+        yield {name: first[name] for name in names}, group
+
+
+def _figures(metrics: CellMetrics, group: pd.DataFrame, norm: str) -> tuple[str, ...]:
+    return (
+        percent(metrics.attack_success_rate),
+        percent(metrics.robust_accuracy),
+        number(metrics.confidence_fooled.value),
+        number(100 * metrics.confident_share.value, 1),
+        number(metrics.median_distance, 3 if DISTANCE[norm] == "linf" else 2),
+        number(metrics.forwards_per_sample, 0),
+        number(metrics.backwards_per_sample, 0),
+        number(float(group["seconds"].sum()), 1),
+    )
+
+
+def attack_tables(rows: pd.DataFrame, flags: dict[str, list[str]]) -> list[Table]:
+    """A table per model and threat model: one line per attack, the most successful first."""
+    found = []
+    plain = rows[~rows["goal"].isin(MADE)]
+    for (model, norm), of_norm in plain.groupby(["model", "norm"], sort=False):
+        by_eps = of_norm.assign(budget=of_norm["eps"].fillna(-1.0))
+        for eps, group in by_eps.groupby("budget"):
+            minimal = eps < 0 and norm not in ("ink", "unrestricted")
+            threat = (
+                f"{norm}, least distance"
+                if minimal
+                else threat_name(str(norm), float("nan") if eps < 0 else eps)
+            )
+            lines = []
+            for head, cell in cells(group):
+                metrics = cell_metrics(cell)
+                name = head["attack"] + (" (targeted)" if _needs_mark(head) else "")
+                figures = _figures(metrics, cell, str(norm))
+                lines.append((metrics.attack_success_rate.value, (name, *figures, ", ".join(metrics.flags))))
+            lines.sort(key=lambda line: -(line[0] if not math.isnan(line[0]) else -1))
+            columns = ("attack", "success %", "robust %", "conf", "≥0.9 %", f"med {DISTANCE[str(norm)]}")
+            found.append(
+                _without_empty(
+                    Table(
+                        f"{model} · {threat} · {_sample(group)}",
+                        (*columns, "fwd", "bwd", "s", "flags"),
+                        tuple(line for _, line in lines),
+                        "; ".join(flags.get(str(model), [])),
+                    )
+                )
+            )
+    return found
+
+
+def _sample(rows: pd.DataFrame) -> str:
+    """How many images a table speaks of, and how many of them the model had right."""
+    samples = rows.drop_duplicates("sample_id")
+    total = _dataset_size(str(rows["dataset"].iloc[0]))
+    n = f"all {total}" if len(samples) == total else f"{len(samples)} of {total}"
+    clean = rate(int((samples["clean_label"] == samples["label"]).sum()), len(samples))
+    return f"{n} test images · clean {percent(clean)} %"
+
+
+def _needs_mark(head: dict[str, Any]) -> bool:
+    return head["goal"] == "targeted" and head["attack"].split("/")[1] not in (
+        "ink_target",
+        "mse_target",
+        "noise",
+    )
+
+
+def _without_empty(table: Table) -> Table:
+    """The table less a flags column that holds nothing."""
+    if any(row[-1] for row in table.rows):
+        return table
+    return Table(
+        table.title, table.columns[:-1], tuple(row[:-1] for row in table.rows), table.note, table.left
+    )
+
+
+def fooling_tables(rows: pd.DataFrame) -> list[Table]:
+    """A table per model of the images made from nothing: what the network takes them for."""
+    found = []
+    for model, of_model in rows[rows["goal"].isin(MADE)].groupby("model", sort=False):
+        lines = []
+        for head, cell in cells(of_model):
+            metrics = cell_metrics(cell)
+            lines.append(
+                (
+                    head["attack"],
+                    "a class" if head["goal"] == "generate" else "a channel",
+                    str(metrics.n),
+                    percent(metrics.attack_success_rate),
+                    number(metrics.confidence_fooled.value),
+                    number(100 * metrics.confident_share.value, 1),
+                    number(metrics.forwards_per_sample, 0),
+                    number(metrics.backwards_per_sample, 0),
+                    number(float(cell["seconds"].sum()), 1),
+                    ", ".join(metrics.flags),
+                )
+            )
+        columns = ("attack", "makes", "images", "success %", "conf", "≥0.9 %", "fwd", "bwd", "s", "flags")
+        note = "success: called the wanted class; for a channel: called any class with confidence ≥ 0.9"
+        table = Table(f"{model} · fooling images", columns, tuple(lines), note)
+        found.append(_without_empty(table))
+    return found
+
+
+def worst_cases(rows: pd.DataFrame) -> list[WorstCase]:
+    """The worst case of every model in every threat model that was run."""
+    found = []
+    for _, of_model in rows.groupby("model", sort=False):
+        for norm, eps in threats(of_model):
+            case = worst_case(of_model, norm, eps)
+            if case is not None:
+                found.append(case)
+    return found
+
+
+def worst_table(rows: pd.DataFrame) -> Table:
+    """One line per model and threat model."""
+    lines = tuple(
+        (
+            case.model,
+            threat_name(case.norm, case.eps if case.eps is not None else math.nan),
+            str(case.n),
+            percent(case.clean_accuracy),
+            percent(case.robust_accuracy),
+            str(case.attacks),
+            case.strongest,
+            f"{case.errors} attacks crashed" if case.errors else "",
+        )
+        for case in worst_cases(rows)
+    )
+    columns = ("model", "threat", "n", "clean %", "robust %", "attacks", "strongest", "flags")
+    left = frozenset({"model", "threat", "strongest", "flags"})
+    note = "robust: right before, and after every attack of the threat model; an upper bound on the truth"
+    return _without_empty(Table("worst case over attacks", columns, lines, note, left))
+
+
+def shown_rate(rows: pd.DataFrame) -> Estimate:
+    """Share fooled of the samples whose image fooled its source and that this model had right."""
+    counted = rows[rows["status"] == "ok"]
+    return rate(int(counted["success"].sum()), len(counted))
+
+
+def transfer_tables(rows: pd.DataFrame) -> list[Table]:
+    """A table per (source, target) pair: one line per attack."""
+    found = []
+    for (source, target), pair in rows.groupby(["source", "model"], sort=False):
+        lines = []
+        for head, cell in cells(pair):
+            fooled = shown_rate(cell)
+            name = threat_name(head["norm"], head["eps"])
+            lines.append((head["attack"], name, str(fooled.n), percent(fooled)))
+        columns = ("attack", "threat", "shown", f"fool {target} %")
+        note = f"shown: images that fooled {source}, of samples that {target} had right"
+        left = frozenset({"attack", "threat"})
+        found.append(Table(f"transfer {source} → {target}", columns, tuple(lines), note, left))
+    return found
+
+
+def transfer_matrices(rows: pd.DataFrame, models: tuple[str, ...]) -> list[Table]:
+    """A source × target matrix per attack: share of the source's successes that fool the target.
+
+    On the diagonal stands the attack's own success rate on its source.
+    """
+    found = []
+    keys = ["attack", "norm", "eps", "goal"]
+    for (attack, norm, eps, _), group in rows.assign(eps=rows["eps"].fillna(-1)).groupby(keys, sort=False):
+        lines = []
+        for source in models:
+            own = group[(group["model"] == source) & (group["source"] == "")]
+            line = []
+            for target in models:
+                if source == target:
+                    cell = cell_metrics(own).attack_success_rate if len(own) else None
+                else:
+                    there = group[(group["model"] == target) & (group["source"] == source)]
+                    cell = shown_rate(there) if len(there) else None
+                line.append("–" if cell is None else f"{percent(cell)} n={cell.n}")
+            lines.append((source, *line))
+        title = f"{attack} · {threat_name(norm, eps if eps >= 0 else math.nan)}"
+        note = "rows: made on; columns: shown to; diagonal: success on the source itself; in %"
+        left = frozenset({"made on"})
+        found.append(Table(title, ("made on", *models), tuple(lines), note, left))
+    return found
+
+
+def universal_table(document: dict[str, Any]) -> Table:
+    """The 10 × 10 table of `noise`: rows are test images, columns the noise made for a class."""
+    classes = document["noises"]
+    lines = tuple(
+        (f"{row['label']}", *("–" if p is None else str(p) for p in row["predicted"]))
+        for row in document["images"]
+    )
+    fooled = Estimate(**document["fooled"])
+    note = f"the class each image + noise is given; {percent(fooled)} % no longer their own (n = {fooled.n})"
+    title = f"{document['model']} · native/noise as a universal perturbation"
+    return Table(title, ("image of", *(f"noise {c}" for c in classes)), lines, note, frozenset())
+
+
+def run_tables(run: Run) -> list[Table]:
+    """Everything that `bench run` prints, most telling last."""
+    rows = run.attack_rows
+    return [
+        *attack_tables(rows, run.model_flags),
+        *fooling_tables(rows),
+        *(universal_table(found) for found in run.universal),
+        *transfer_tables(run.transfer_rows),
+        worst_table(rows),
+    ]
+
+
+def document(run: Run) -> dict[str, Any]:
+    """What `--json` prints: schema 1."""
+    return {
+        "schema": SCHEMA,
+        "run": run.spec.id,
+        "path": str(run.folder.path),
+        "cells": [_cell_document(run, head, group) for head, group in cells(run.attack_rows)],
+        "worst_case": [_worst_document(case) for case in worst_cases(run.attack_rows)],
+        "transfer": [
+            {
+                "source": head["source"],
+                "model": head["model"],
+                "attack": head["attack"],
+                "threat": threat_name(head["norm"], head["eps"]),
+                "eps": _plain(head["eps"]),
+                "fooled": shown_rate(group).as_dict(),
+            }
+            for head, group in cells(run.transfer_rows)
+        ],
+        "universal": run.universal,
+    }
+
+
+def _plain(value: float) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _cell_document(run: Run, head: dict[str, Any], group: pd.DataFrame) -> dict[str, Any]:
+    metrics = cell_metrics(group)
+    statuses = set(group["status"])
+    flags = [*run.model_flags.get(head["model"], []), *metrics.flags]
+    total = _dataset_size(head["dataset"])
+    if head["goal"] not in MADE and metrics.n < total:
+        flags.append(f"partial sample: {metrics.n} of {total}")
+    return {
+        "model": head["model"],
+        "attack": head["attack"],
+        "threat": threat_name(head["norm"], head["eps"]),
+        "eps": _plain(head["eps"]),
+        "goal": head["goal"],
+        "dataset": head["dataset"],
+        "n": metrics.n,
+        "status": "error" if "error" in statuses else "ok",
+        "clean_accuracy": metrics.clean_accuracy.as_dict(),
+        "robust_accuracy": metrics.robust_accuracy.as_dict(),
+        "attack_success_rate": metrics.attack_success_rate.as_dict(),
+        "confidence_fooled": metrics.confidence_fooled.as_dict(),
+        "confident_share": metrics.confident_share.as_dict(),
+        "median_distance": _plain(metrics.median_distance),
+        "norm": DISTANCE[head["norm"]],
+        "forwards_per_sample": _plain(metrics.forwards_per_sample),
+        "backwards_per_sample": _plain(metrics.backwards_per_sample),
+        "seconds": round(float(group["seconds"].sum()), 4),
+        "flags": flags,
+    }
+
+
+def _dataset_size(name: str) -> int:
+    import zoo
+
+    return zoo.describe(name).splits["test"].size
+
+
+def _worst_document(case: WorstCase) -> dict[str, Any]:
+    plain = asdict(case)
+    plain["clean_accuracy"] = case.clean_accuracy.as_dict()
+    plain["robust_accuracy"] = case.robust_accuracy.as_dict()
+    plain["threat"] = threat_name(plain.pop("norm"), math.nan if case.eps is None else case.eps)
+    return plain
