@@ -31,8 +31,9 @@ class Standing:
 def standings(results: Path) -> list[Standing]:
     """Every model in every threat model that a finished run of the store speaks of.
 
-    A model's entry comes from the run that attacked it with most attacks, and of those on most samples:
-    rows of different runs are never mixed, since a sample that only a weak attack has seen is not robust.
+    Robust accuracy is an upper bound, so a model's entry comes from the run that bounds it lowest: the
+    least upper end of the interval, which strong attacks and many samples both bring down. Rows of
+    different runs are never mixed, since a sample that only a weak attack has seen is not robust.
     Ranked by worst-case robust accuracy, then by clean accuracy. Raises StoreError for an empty store.
     """
     best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]] = {}
@@ -47,7 +48,7 @@ def standings(results: Path) -> list[Standing]:
                 if case is None:
                     continue
                 place = (case.dataset, norm, eps or 0.0, str(model))
-                if place not in best or _weight(case) > _weight(best[place][0]):
+                if place not in best or case.robust_accuracy.high < best[place][0].robust_accuracy.high:
                     best[place] = (case, document)
     if not best:
         raise StoreError(
@@ -60,10 +61,6 @@ def own_rows(folder: RunFolder) -> pd.DataFrame:
     """A run's rows of attacks on the models themselves, transfers left out."""
     rows = folder.rows()
     return rows[rows["source"] == ""]
-
-
-def _weight(case: WorstCase) -> tuple[int, int]:
-    return case.attacks, case.n
 
 
 def _ranked(best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]]) -> list[Standing]:

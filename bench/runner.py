@@ -36,6 +36,17 @@ class Outcome:
     seconds: float
 
 
+Clean = tuple[np.ndarray, np.ndarray]
+"""Predicted class and its probability of each image before the attack."""
+
+
+def clean_reading(model: Callable[[Tensor], Tensor], images: Tensor, goal: Goal, batch_size: int) -> Clean:
+    """What the model makes of the images; for images made from nothing, -1 and NaN."""
+    if goal.kind in ("generate", "feature"):
+        return np.full(len(images), -1), np.full(len(images), np.nan)
+    return read(logits_of(model, images, batch_size))
+
+
 class _Isolated:
     """Runs an attack on samples and, where it raises, on ever fewer, until the culprits stand alone."""
 
@@ -88,17 +99,18 @@ def attack_rows(
     ids: Sequence[int],
     batch_size: int,
     restarts: int = 1,
+    clean: Clean | None = None,
 ) -> Outcome:
     """Attacks the samples that are right, judges what comes back, and makes one row per sample.
 
     A sample that is wrong before the attack keeps its image and has the status `clean_wrong`; one
     whose attack raised has `error` and the message; every other `ok`. For images made from nothing
-    `images` gives the shape only, and the labels are -1.
+    `images` gives the shape only, and the labels are -1. `clean` is the model's reading of the images,
+    where the caller has it already.
     """
     made = goal.kind in ("generate", "feature")
-    clean_label, clean_confidence = read(logits_of(model, images, batch_size))
+    clean_label, clean_confidence = clean or clean_reading(model, images, goal, batch_size)
     if made:
-        clean_label, clean_confidence = np.full(len(images), -1), np.full(len(images), np.nan)
         standing = torch.arange(len(images), device=images.device)
     else:
         standing = (torch.from_numpy(clean_label).to(labels.device) == labels).nonzero().squeeze(1)
@@ -195,13 +207,30 @@ def _samples(cell: Cell, ids: Sequence[int]) -> tuple[Tensor, Tensor, Goal]:
     return images, labels, Goal("targeted", targets)
 
 
+@lru_cache(maxsize=64)
+def _clean(
+    model: str, weights: str | None, device: str, dataset: str, ids: tuple[int, ...], batch_size: int
+) -> Clean:
+    """The clean pass over a slice: every attack on the model needs the same one."""
+    images = load_data(dataset)[0][torch.tensor(ids)].to(device)
+    return read(logits_of(load_model(model, weights, device), images, batch_size))
+
+
+def _clean_of(task: Task, model: Any, images: Tensor, goal: Goal) -> Clean:
+    cell = task.cell
+    if goal.kind in ("generate", "feature"):
+        return clean_reading(model, images, goal, cell.batch_size)
+    return _clean(cell.model, task.weights_file, cell.device, cell.dataset, task.ids, cell.batch_size)
+
+
 def compute(task: Task) -> Outcome:
     """One shard, from its task alone: the same in every process."""
     cell = task.cell
     model = load_model(cell.model, task.weights_file, cell.device)
     images, labels, goal = _samples(cell, task.ids)
+    clean = _clean_of(task, model, images, goal)
     if task.images_file is not None:
-        return _shown(task, model, images, labels, goal)
+        return _shown(task, model, images, labels, goal, clean)
     entry = get(cell.attack).configured(**dict(cell.parameters))
     return attack_rows(
         model,
@@ -214,10 +243,11 @@ def compute(task: Task) -> Outcome:
         ids=task.ids,
         batch_size=cell.batch_size,
         restarts=cell.restarts,
+        clean=clean,
     )
 
 
-def _shown(task: Task, model: Any, images: Tensor, labels: Tensor, goal: Goal) -> Outcome:
+def _shown(task: Task, model: Any, images: Tensor, labels: Tensor, goal: Goal, clean: Clean) -> Outcome:
     """A transfer: the images that another model's attack made, judged on this model.
 
     The status is `ok` where the image fooled its source and this model was right before; else
@@ -230,9 +260,7 @@ def _shown(task: Task, model: Any, images: Tensor, labels: Tensor, goal: Goal) -
     adversarial = shown["images"].to(cell.device)
     made = goal.kind == "generate"
     verdict = judge(model, adversarial, None if made else images, goal, cell.threat, cell.batch_size)
-    clean_label, clean_confidence = read(logits_of(model, images, cell.batch_size))
-    if made:
-        clean_label, clean_confidence = np.full(len(images), -1), np.full(len(images), np.nan)
+    clean_label, clean_confidence = clean
     right = made | (clean_label == labels.cpu().numpy())
     counted = right & shown["success"].numpy().astype(bool)
     verdict["success"] = verdict["success"] & counted

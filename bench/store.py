@@ -1,7 +1,7 @@
 """The results store: a folder per run; a shard is a Parquet file of rows and one of images.
 
-A shard counts as computed when its Parquet file stands under its final name and its images have the
-hash that the Parquet file records; anything else is computed again.
+A shard counts as computed when its receipt `shards/NAME.json` stands, which is written last, and both
+files have the hashes that it records; anything else is computed again.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adversarial_bench.errors import UserError
+from adversarial_bench.files import write_whole
 from adversarial_bench.hashing import file_digest
 from bench.plan import Cell, Task
 from bench.spec import SCHEMA
@@ -34,18 +36,19 @@ CELL_COLUMNS = ("model", "attack", "norm", "eps", "goal", "dataset", "source", "
 
 
 class RunFolder:
-    """`results/runs/ID`: `run.json`, `samples/*.parquet`, `adv/*.safetensors`."""
+    """`results/runs/ID`: `run.json`, `samples/*.parquet`, `adv/*.safetensors`, `shards/*.json`."""
 
     def __init__(self, results: Path, run_id: str) -> None:
         self.path = results / "runs" / run_id
         self.samples = self.path / "samples"
         self.adversarial = self.path / "adv"
+        self.receipts = self.path / "shards"
 
     def create(self) -> None:
         """Makes the folders. Raises StoreError where that is not allowed."""
         with writing(self.path):
-            self.samples.mkdir(parents=True, exist_ok=True)
-            self.adversarial.mkdir(parents=True, exist_ok=True)
+            for folder in (self.samples, self.adversarial, self.receipts):
+                folder.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe-{os.getpid()}"
             probe.write_bytes(b"x")
             probe.unlink()
@@ -64,75 +67,67 @@ class RunFolder:
             lock.release()
 
     def images_file(self, name: str) -> Path:
+        """A shard's adversarial images."""
         return self.adversarial / f"{name}.safetensors"
 
-    def rows_file(self, name: str) -> Path:
-        return self.samples / f"{name}.parquet"
+    def _files(self, name: str) -> tuple[Path, Path, Path]:
+        """A shard's images, rows and receipt, in the order in which they are written."""
+        return self.images_file(name), self.samples / f"{name}.parquet", self.receipts / f"{name}.json"
+
+    def _receipt(self, name: str) -> dict[str, Any] | None:
+        """What a whole shard records of itself; None where it is missing, damaged or older."""
+        images, rows, receipt = self._files(name)
+        try:
+            found: dict[str, Any] = json.loads(receipt.read_text())
+            hashes = (file_digest(images), file_digest(rows))
+        except (OSError, ValueError):
+            return None
+        whole = hashes == (found["images_sha256"], found["rows_sha256"])
+        return found if whole and found["schema"] == SCHEMA else None
 
     def has(self, name: str) -> bool:
         """Is this shard here, whole?"""
-        meta = _metadata(self.rows_file(name))
-        images = self.images_file(name)
-        return meta is not None and images.exists() and file_digest(images) == meta["images_sha256"]
+        return self._receipt(name) is not None
 
     def adopt(self, name: str) -> bool:
         """Takes the shard from another run of this store that has computed the same one."""
-        for other in sorted(self.path.parent.glob(f"*/samples/{name}.parquet")):
-            donor = RunFolder(self.path.parent.parent, other.parent.parent.name)
+        for receipt in sorted(self.path.parent.glob(f"*/shards/{name}.json")):
+            donor = RunFolder(self.path.parent.parent, receipt.parent.parent.name)
             if donor.path != self.path and donor.has(name):
                 with writing(self.path):
-                    for source, target in (
-                        (donor.images_file(name), self.images_file(name)),
-                        (donor.rows_file(name), self.rows_file(name)),
-                    ):
-                        partial = target.with_name(target.name + ".partial")
-                        shutil.copyfile(source, partial)
-                        os.replace(partial, target)
+                    for source, target in zip(donor._files(name), self._files(name)):
+                        write_whole(target, partial(shutil.copyfile, source))
                 return True
         return False
 
     def write(self, task: Task, outcome: Outcome) -> None:
-        """Stores a shard: images first, rows last, each written aside and renamed."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        """Stores a shard: each file written aside and renamed, the receipt last."""
         import torch
         from safetensors.torch import save_file
 
-        rows, name = outcome.rows, task.name
-        tensors = {
-            "images": outcome.images.contiguous(),
-            **{c: torch.from_numpy(rows[c].to_numpy(copy=True)) for c in ("sample_id", "label", "target")},
-            "success": torch.from_numpy(rows["success"].to_numpy(copy=True)),
-        }
+        rows = outcome.rows
+        columns = ("sample_id", "label", "target", "success")
+        tensors = {"images": outcome.images.contiguous()}
+        tensors |= {name: torch.from_numpy(rows[name].to_numpy(copy=True)) for name in columns}
+        images, table, receipt = self._files(task.name)
         with writing(self.path):
-            images = self.images_file(name)
-            partial = images.with_name(images.name + ".partial")
-            save_file(tensors, partial)
-            digest = file_digest(partial)
-            os.replace(partial, images)
-            meta = {
+            write_whole(images, lambda path: save_file(tensors, path))
+            write_whole(table, lambda path: rows.to_parquet(path, index=False))
+            record = {
                 "schema": SCHEMA,
                 "cell": asdict(task.cell),
                 "key": task.cell.key,
                 "seconds": outcome.seconds,
-                "images_sha256": digest,
+                "images_sha256": file_digest(images),
+                "rows_sha256": file_digest(table),
             }
-            table = pa.Table.from_pandas(rows, preserve_index=False)
-            table = table.replace_schema_metadata(
-                {**(table.schema.metadata or {}), b"bench": json.dumps(meta)}
-            )
-            target = self.rows_file(name)
-            partial = target.with_name(target.name + ".partial")
-            pq.write_table(table, partial, write_page_checksum=True)
-            os.replace(partial, target)
+            write_whole(receipt, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
 
     def write_json(self, name: str, document: dict[str, Any]) -> None:
         """Stores a JSON document under the run, whole or not at all."""
         with writing(self.path):
-            target = self.path / name
-            partial = target.with_name(target.name + ".partial")
-            partial.write_text(json.dumps(document, indent=1, default=str) + "\n")
-            os.replace(partial, target)
+            text = json.dumps(document, indent=1, default=str) + "\n"
+            write_whole(self.path / name, lambda path: path.write_text(text))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A stored JSON document. Raises StoreError where it is missing or damaged."""
@@ -145,16 +140,17 @@ class RunFolder:
     def rows(self, names: list[str] | None = None) -> pd.DataFrame:
         """The sample rows of the named shards (default: of all), with their cells' columns."""
         import pandas as pd
-        import pyarrow.parquet as pq
 
-        chosen = sorted(f.stem for f in self.samples.glob("*.parquet")) if names is None else names
+        chosen = sorted(f.stem for f in self.receipts.glob("*.json")) if names is None else names
         frames = []
         for name in chosen:
-            meta = _metadata(self.rows_file(name))
-            if meta is None:
-                continue
-            frame = pq.read_table(self.rows_file(name)).to_pandas()
-            frames.append(label_rows(frame, _cell(meta["cell"]), meta["seconds"]))
+            receipt = self._receipt(name)
+            if receipt is None:
+                raise StoreError(
+                    f"{self._files(name)[1]} is damaged; the run's own command computes it again"
+                )
+            frame = pd.read_parquet(self._files(name)[1])
+            frames.append(label_rows(frame, _cell(receipt["cell"]), receipt["seconds"]))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*CELL_COLUMNS])
 
 
@@ -184,21 +180,6 @@ def _cell(document: dict[str, Any]) -> Cell:
     from attacks.core import Threat
 
     return Cell(**{**document, "threat": Threat(**document["threat"])})
-
-
-def _metadata(path: Path) -> dict[str, Any] | None:
-    """What a shard records of itself; None where it is missing, cut short, damaged or older."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        return None
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        meta: dict[str, Any] = json.loads((table.schema.metadata or {})[b"bench"])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
-        return None
-    return meta if meta["schema"] == SCHEMA else None
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from adversarial_bench import __version__
 from adversarial_bench.errors import UserError
+from adversarial_bench.files import write_whole
 from adversarial_bench.hashing import digest, file_digest, seed_of
 from zoo.cards import ModelCard, Recipe
 
@@ -105,13 +105,6 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     return loss / len(images), right / len(images)
 
 
-def _save(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside the target and renames, so that a killed process leaves the old file whole."""
-    aside = path.with_name(path.name + ".partial")
-    write(aside)
-    os.replace(aside, path)
-
-
 def train(
     card: ModelCard,
     recipe: Recipe,
@@ -156,10 +149,10 @@ def train(
             "optimizer": optimizer.state_dict(),
             "curve": [asdict(e) for e in curve],
         }
-        _save(checkpoint, partial(torch.save, reached))
+        write_whole(checkpoint, partial(torch.save, reached))
         on_epoch(curve[-1])
     weights = out / f"{card.name}.safetensors"
-    _save(weights, lambda path: save_file(model.state_dict(), path))
+    write_whole(weights, lambda path: save_file(model.state_dict(), path))
     manifest = {
         "model": card.name,
         "sha256": file_digest(weights),
@@ -171,6 +164,8 @@ def train(
         "threads": torch.get_num_threads(),
         "curve": [asdict(epoch) for epoch in curve],
     }
-    _save(out / f"{card.name}.json", lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
+    write_whole(
+        out / f"{card.name}.json", lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n")
+    )
     checkpoint.unlink(missing_ok=True)
     return manifest

@@ -31,7 +31,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             raise unknown("verb", name, VERBS, "bench --help")
-        command: click.Command = importlib.import_module(f"bench.cli.{name}").command
+        command: click.Command = importlib.import_module(f"bench.cli.verbs.{name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

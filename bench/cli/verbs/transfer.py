@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from bench.cli.common import note, show, show_json, slice_options
-from bench.cli.run import SAMPLES, build_spec, perform
+from bench.cli.verbs.run import SAMPLES, build_spec, perform
 
 DEFAULT = "ink,ink_target,ink_binary,fgsm,pgd,pgd_l2"
 

@@ -1,0 +1,269 @@
+"""The loop, against closed forms: a linear model's exact margin tells what every attack must find."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attacks
+from adversarial_bench.errors import UnknownNameError
+from attacks.core import Goal, ParameterError, View
+from attacks.engine import DetachedError
+from attacks.registry import get
+from tests.conftest import Linear
+
+
+def fooled(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return model(images).argmax(1) != labels
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("fgsm", "linf"), ("pgd", "linf"), ("pgd_l2", "l2"), ("fgsm_mse", "linf")]
+)
+def test_succeeds_exactly_beyond_the_margin(name: str, norm: str, linear: Linear, grey: Tensor) -> None:
+    labels = linear(grey).argmax(1)
+    margin = linear.margin(grey, norm)
+    for i in range(len(grey)):
+        one, label = grey[i : i + 1], labels[i : i + 1]
+        above = attacks.run(name, linear, one, label, eps=float(margin[i]) * 1.02 + 1e-5)
+        below = attacks.run(name, linear, one, label, eps=float(margin[i]) * 0.98)
+        assert fooled(linear, above.images, label).all()
+        assert not fooled(linear, below.images, label).any()
+
+
+def test_one_step_is_the_formula_of_fgsm(relu: nn.Module, mnist: tuple[Tensor, Tensor]) -> None:
+    x, y = mnist[0][:20], mnist[1][:20]
+    moved = x.clone().requires_grad_()
+    nn.functional.cross_entropy(relu(moved), y, reduction="sum").backward()
+    assert moved.grad is not None
+    expected = (x + 0.1 * moved.grad.sign()).clamp(0, 1)
+    result = attacks.run("fgsm", relu, x, y, eps=0.1, keep="last")
+    torch.testing.assert_close(result.images, expected, atol=1e-6, rtol=0)
+    assert result.backwards.tolist() == [1] * 20
+
+
+def test_targeted_reaches_the_target(relu: nn.Module, mnist: tuple[Tensor, Tensor]) -> None:
+    x, y = mnist[0][:10], mnist[1][:10]
+    targets = (y + 3) % 10
+    for name in ("pgd", "pgd_l2", "ink_target", "noise", "mse_target", "ink"):
+        budget = {"linf": 0.3, "l2": 4.0}.get(get(name).norm)
+        given = {} if budget is None else {"eps": budget}
+        result = attacks.run(name, relu, x, y, targets=targets, **given)
+        assert (relu(result.images).argmax(1) == targets).all(), name
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd_l2", "ink", "ink_binary", "noise", "mse_target"])
+def test_a_sample_does_not_depend_on_its_batch(name: str, grey: Tensor) -> None:
+    model = Linear(classes=5)
+    labels = model(grey).argmax(1)
+    budget = {"eps": 0.05} if get(name).norm in ("linf", "l2") else {}
+    together = attacks.run(name, model, grey, labels, seed=3, **budget)
+    order = torch.randperm(len(grey), generator=torch.Generator().manual_seed(0))
+    apart = attacks.run(
+        name, model, grey[order], labels[order], seed=3, ids=order.tolist(), batch_size=5, **budget
+    )
+    torch.testing.assert_close(apart.images, together.images[order], atol=1e-5, rtol=0)
+    assert apart.forwards.tolist() == together.forwards[order].tolist()
+
+
+def test_a_seed_changes_the_random_start_alone(linear: Linear, grey: Tensor) -> None:
+    labels = linear(grey).argmax(1)
+    settings = {"eps": 0.3, "steps": 1, "step_size": 1e-6, "keep": "last"}
+    first, again, other = (
+        attacks.run("pgd", linear, grey, labels, seed=seed, random_start=True, **settings).images
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.isclose(first, other).all()
+    assert (first - grey).abs().amax() > 0.25
+
+
+def test_finished_samples_leave_the_batch(linear: Linear, grey: Tensor) -> None:
+    labels = linear(grey).argmax(1)
+    margin = linear.margin(grey, "linf")
+    eps = float(margin.median())
+    seen: list[int] = []
+    linear.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    result = attacks.run(
+        "pgd", linear, grey, labels, eps=eps, steps=10, step_size=eps / 8, random_start=False
+    )
+    stands = ~fooled(linear, result.images, labels)
+    assert stands.any()
+    assert not stands.all()
+    assert (result.forwards[stands] == 11).all()
+    assert (result.forwards[~stands] < 11).all()
+    assert sum(seen[:-1]) == int(result.forwards.sum())
+
+
+def test_the_best_successful_iterate_is_returned(linear: Linear, grey: Tensor) -> None:
+    labels = linear(grey).argmax(1)
+    goal = Goal("untargeted", labels)
+    settings = {"eps": 0.2, "steps": 20, "stop": "never", "random_start": False}
+    confident = attacks.run("pgd", linear, grey, labels, keep="confident", **settings)
+    nearest = attacks.run("pgd", linear, grey, labels, keep="nearest", **settings)
+    last = attacks.run("pgd", linear, grey, labels, keep="last", **settings)
+    by_confidence = [goal.confidence(linear(r.images)) for r in (confident, nearest)]
+    assert (by_confidence[0] >= by_confidence[1] - 1e-6).all()
+    distance = [(r.images - grey).flatten(1).norm(dim=1) for r in (confident, nearest)]
+    assert (distance[1] < distance[0]).all()
+    # On a linear model the last iterate is the most confident.
+    torch.testing.assert_close(last.images, confident.images)
+
+
+def test_restarts_spare_what_has_fallen(linear: Linear, grey: Tensor) -> None:
+    labels = linear(grey).argmax(1)
+    eps = float(linear.margin(grey, "linf").median())
+    once = attacks.run("pgd", linear, grey, labels, eps=eps, steps=5)
+    thrice = attacks.run("pgd", linear, grey, labels, eps=eps, steps=5, restarts=3)
+    fell = fooled(linear, once.images, labels)
+    assert fell.any()
+    assert not fell.all()
+    assert torch.equal(thrice.forwards[fell], once.forwards[fell])
+    assert (thrice.forwards[~fell] > once.forwards[~fell]).all()
+
+
+def test_the_model_and_the_generators_are_left_as_they_were(
+    relu: nn.Module, mnist: tuple[Tensor, Tensor]
+) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 26 * 26, 10))
+    model.train()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    wanted = [p.requires_grad for p in model.parameters()]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    attacks.run("pgd", model, mnist[0][:4], mnist[1][:4], eps=0.1, steps=3)
+    assert [m.training for m in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == wanted
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert (numpy_state == np.random.get_state()[1]).all()
+
+
+def test_a_detached_model_is_named(linear: Linear, grey: Tensor) -> None:
+    with pytest.raises(DetachedError, match="no gradient"):
+        attacks.run("fgsm", lambda x: linear(x).detach(), grey, torch.zeros(24).long(), eps=0.1)
+
+
+def test_zero_gradients_are_counted(grey: Tensor) -> None:
+    model = Linear(classes=3)
+    flat = lambda x: torch.round(model(x) * 0) + 0 * model(x)  # noqa: E731
+    result = attacks.run("pgd", flat, grey, torch.zeros(24).long(), eps=0.1, steps=4)
+    assert (result.zero_gradients == 4).all()
+    honest = attacks.run("pgd", model, grey, model(grey).argmax(1), eps=1e-4, steps=4)
+    assert (honest.zero_gradients == 0).all()
+
+
+def test_nan_logits_never_meet_a_goal() -> None:
+    logits = torch.tensor([[0.0, float("nan")], [0.0, 1.0]])
+    assert Goal("untargeted", torch.tensor([0, 0])).reached(logits).tolist() == [False, True]
+    assert Goal("targeted", torch.tensor([1, 1])).reached(logits).tolist() == [False, True]
+
+
+def test_parameters_are_routed_by_name() -> None:
+    attack = get("pgd").configured(eps=0.2, step_size=0.01, random_start=False, steps=7, stop="never")
+    found = attack.parameters()
+    assert {k: found[k] for k in ("eps", "step_size", "random_start", "steps", "stop")} == {
+        "eps": 0.2,
+        "step_size": 0.01,
+        "random_start": False,
+        "steps": 7,
+        "stop": "never",
+    }
+    assert get("pgd").parameters()["eps"] is None, "the catalogue's value is frozen"
+    # What a change does not name stays.
+    confident = get("ink").configured(steps=3)
+    assert dataclasses.replace(confident, steps=get("ink").steps) == get("ink")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"eps": 0},
+        {"eps": -0.1},
+        {"eps": 1.5},
+        {"eps": float("nan")},
+        {"eps": "much"},
+        {"steps": 0},
+        {"steps": 2.5},
+        {"step_size": -1},
+        {"random_start": 1},
+        {"stop": "soon"},
+        {"keep": "worst"},
+    ],
+)
+def test_a_value_out_of_range_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ParameterError):
+        get("pgd").configured(**wrong)
+
+
+def test_an_unknown_parameter_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="step_size"):
+        get("pgd").configured(stepsize=0.1)
+
+
+def test_eps_is_never_guessed(linear: Linear, grey: Tensor) -> None:
+    with pytest.raises(ParameterError, match="needs eps"):
+        attacks.run("pgd", linear, grey, linear(grey).argmax(1))
+
+
+@pytest.mark.parametrize(
+    "preset", [(e, p) for e in ("logit_ascent", "ink", "fgsm_mse") for p in get(e).presets]
+)
+def test_presets_are_parameters_that_exist(preset: tuple[str, str]) -> None:
+    name, key = preset
+    changed = get(name).configured(**get(name).presets[key])
+    assert changed != get(name)
+
+
+def test_composed_objectives_add_and_scale(linear: Linear, grey: Tensor) -> None:
+    from attacks.objectives import MSE, CrossEntropy, Logit, Margin, SquaredNorm
+
+    goal = Goal("targeted", torch.ones(24).long())
+    view = View(grey + 0.1, grey, linear(grey), goal)
+    both = Logit() - 2.0 * MSE(beta=3.0) + SquaredNorm(weight=0.5)
+    squares = 0.5 * (grey + 0.1).flatten(1).square().sum(1)
+    torch.testing.assert_close(both(view), linear(grey)[:, 1] - 6 * 0.01 + squares)
+    for signed in (CrossEntropy(), Margin(), Logit()):
+        away = signed(View(grey, grey, linear(grey), Goal("untargeted", goal.classes)))
+        torch.testing.assert_close(away, -signed(View(grey, grey, linear(grey), goal)))
+    reached = goal.reached(linear(grey))
+    assert ((Margin()(View(grey, grey, linear(grey), goal)) > 0) == reached).all()
+
+
+def test_adam_is_torchs_adam() -> None:
+    from attacks.updates import Adam
+
+    x = torch.rand(2, 1, 3, 3)
+    reference = nn.Parameter(x.clone())
+    optimizer = torch.optim.Adam([reference], lr=0.05, maximize=True)
+    rule, moved = Adam(), x.clone()
+    state = rule.start(moved)
+    for k in range(5):
+        grad = torch.sin(7 * moved)
+        reference.grad = torch.sin(7 * reference.detach())
+        optimizer.step()
+        moved, state = rule.step(moved, grad, state, 0.05, k)
+    torch.testing.assert_close(moved, reference.detach())
+
+
+def test_feature_ascent_raises_its_channel(relu: nn.Module) -> None:
+    from attacks.models import recorded
+
+    blank, units = torch.zeros(4, 1, 28, 28), torch.arange(4)
+    result = attacks.run("feature_ascent", relu, blank, units, layer="conv2", steps=30)
+    short = attacks.run("feature_ascent", relu, blank, units, layer="conv2", steps=1)
+    heights = []
+    for images in (short.images, result.images):
+        with recorded(relu, ("conv2",)) as kept:
+            relu(images)
+        heights.append(kept["conv2"][torch.arange(4), units].mean((1, 2)))
+    assert (heights[1] > heights[0]).all()
+    with pytest.raises(UnknownNameError, match="conv2"):
+        attacks.run("feature_ascent", relu, blank, units, layer="conv22", steps=1)

@@ -1,0 +1,48 @@
+"""Names, globs and the errors for those that do not exist."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import attacks
+from adversarial_bench.errors import UnknownNameError
+
+
+def test_a_bare_name_is_the_native_one() -> None:
+    assert attacks.get("ink").name == "native/ink"
+    assert attacks.select("ink,pgd,ink") == ["native/ink", "native/pgd"]
+
+
+def test_globs() -> None:
+    assert attacks.select("ink*") == ["native/ink", "native/ink_target", "native/ink_binary"]
+    assert set(attacks.select("*/fgsm")) >= {"native/fgsm", "foolbox/fgsm", "art/fgsm"}
+    assert all(name.startswith("art/") for name in attacks.select("art/*"))
+
+
+def test_all_leaves_out_the_slow() -> None:
+    quick, every = attacks.select("all"), attacks.select("all+slow")
+    assert set(every) - set(quick) == set(attacks.names("slow"))
+    assert set(every) == set(attacks.names())
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("pdg", "pgd"), ("foolbox/pgdd", "foolbox/pgd"), ("inc", "ink")])
+def test_an_unknown_name_gets_the_nearest(wrong: str, near: str) -> None:
+    with pytest.raises(UnknownNameError, match=near):
+        attacks.select(wrong)
+
+
+def test_a_glob_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(UnknownNameError):
+        attacks.select("nothing*")
+
+
+def test_listing_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, attacks, bench, zoo; attacks.names();"
+        "print([m for m in ('torch', 'foolbox', 'art', 'pandas', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
