@@ -48,5 +48,10 @@ def execute(tasks: Iterable[Task], workers: int) -> Iterator[tuple[Task, Outcome
         raise WorkerDied(
             "a worker process died (killed, or out of memory); the same command goes on"
         ) from None
+    except BaseException:
+        # Ctrl-C, or a store that cannot be written: nobody will take what the workers are at.
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -43,7 +43,7 @@ def standings(results: Path) -> list[Standing]:
             continue
         rows = own_rows(folder)
         for model, of_model in rows.groupby("model", sort=False):
-            for norm, eps in threats(of_model):
+            for norm, eps in threats(of_model, document["spec"]["eps"]):
                 case = worst_case(of_model, norm, eps)
                 if case is None:
                     continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -188,13 +189,17 @@ def worst_case(rows: pd.DataFrame, norm: str, eps: float | None) -> WorstCase | 
     )
 
 
-def threats(rows: pd.DataFrame) -> list[tuple[str, float | None]]:
-    """The threat models that rows speak of: (norm, eps), without those of minimal-norm attacks alone."""
+def threats(rows: pd.DataFrame, radii: Mapping[str, Sequence[float]]) -> list[tuple[str, float | None]]:
+    """The threat models that rows speak of: (norm, eps).
+
+    `radii` are those that the run was asked for, by norm: minimal-norm attacks are read at them.
+    """
     found = rows[~rows["goal"].isin(["generate", "feature"])][["norm", "eps"]].drop_duplicates()
     order = list(DISTANCE)
-    pairs = [
-        (str(norm), None if math.isnan(eps) else float(eps))
-        for norm, eps in found.itertuples(index=False)
-        if norm in ("ink", "unrestricted") or not math.isnan(eps)
-    ]
+    pairs: set[tuple[str, float | None]] = set()
+    for norm, eps in found.itertuples(index=False):
+        if not math.isnan(eps):
+            pairs.add((str(norm), float(eps)))
+        else:
+            pairs.update((str(norm), radius) for radius in radii.get(str(norm), [None]))
     return sorted(pairs, key=lambda pair: (order.index(pair[0]), pair[1] or 0.0))

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 
 class StoreError(UserError):
-    """Results that cannot be written or read."""
+    """Results that cannot be written or read; exits with 1 where that ends a run under way."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 CELL_COLUMNS = ("model", "attack", "norm", "eps", "goal", "dataset", "source", "cell", "seconds")
@@ -46,7 +50,7 @@ class RunFolder:
 
     def create(self) -> None:
         """Makes the folders. Raises StoreError where that is not allowed."""
-        with writing(self.path):
+        with writing(self.path, exit_code=2):
             for folder in (self.samples, self.adversarial, self.receipts):
                 folder.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe-{os.getpid()}"
@@ -183,10 +187,13 @@ def _cell(document: dict[str, Any]) -> Cell:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, exit_code: int = 1) -> Iterator[None]:
+    """Turns a failed write into a StoreError that names the place and the mend."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as error:
-        raise StoreError(
-            f"cannot write to {path}: {error.strerror or error}; free space or choose another --results"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        mend = "free space, or choose another --results; what was finished is kept"
+        raise StoreError(f"cannot write to {path}: {reason}; {mend}", exit_code) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bench.session import Run
 
 MADE = ("generate", "feature")
+COSTS = ("fwd", "bwd", "s")
+"""Passes per sample each way, and seconds of the attack over all samples."""
 
 
 def threat_name(norm: str, eps: float) -> str:
@@ -74,17 +76,16 @@ def attack_tables(rows: pd.DataFrame, flags: dict[str, list[str]]) -> list[Table
                 figures = _figures(metrics, cell, str(norm))
                 lines.append((metrics.attack_success_rate.value, (name, *figures, ", ".join(metrics.flags))))
             lines.sort(key=lambda line: -(line[0] if not math.isnan(line[0]) else -1))
-            columns = ("attack", "success %", "robust %", "conf", "≥0.9 %", f"med {DISTANCE[str(norm)]}")
-            found.append(
-                _without_empty(
-                    Table(
-                        f"{model} · {threat} · {_sample(group)}",
-                        (*columns, "fwd", "bwd", "s", "flags"),
-                        tuple(line for _, line in lines),
-                        "; ".join(flags.get(str(model), [])),
-                    )
-                )
+            distance = f"med {DISTANCE[str(norm)]}"
+            table = Table(
+                f"{model} · {threat} · {_sample(group)}",
+                ("attack", "success %", "robust %", "conf", "≥0.9 %", distance, *COSTS, "flags"),
+                tuple(line for _, line in lines),
+                "; ".join(flags.get(str(model), [])),
+                minor=("bwd", "fwd", "s", "≥0.9 %", "conf", distance),
             )
+            # An attack without a budget leaves nothing robust; the worst case measures its distances.
+            found.append(_without_empty(table.without("robust %") if minimal else table))
     return found
 
 
@@ -107,11 +108,7 @@ def _needs_mark(head: dict[str, Any]) -> bool:
 
 def _without_empty(table: Table) -> Table:
     """The table less a flags column that holds nothing."""
-    if any(row[-1] for row in table.rows):
-        return table
-    return Table(
-        table.title, table.columns[:-1], tuple(row[:-1] for row in table.rows), table.note, table.left
-    )
+    return table if any(row[-1] for row in table.rows) else table.without(table.columns[-1])
 
 
 def fooling_tables(rows: pd.DataFrame) -> list[Table]:
@@ -135,25 +132,26 @@ def fooling_tables(rows: pd.DataFrame) -> list[Table]:
                     ", ".join(metrics.flags),
                 )
             )
-        columns = ("attack", "makes", "images", "success %", "conf", "≥0.9 %", "fwd", "bwd", "s", "flags")
+        columns = ("attack", "makes", "images", "success %", "conf", "≥0.9 %", *COSTS, "flags")
         note = "success: called the wanted class; for a channel: called any class with confidence ≥ 0.9"
-        table = Table(f"{model} · fooling images", columns, tuple(lines), note)
+        minor = ("bwd", "fwd", "s", "conf")
+        table = Table(f"{model} · fooling images", columns, tuple(lines), note, minor=minor)
         found.append(_without_empty(table))
     return found
 
 
-def worst_cases(rows: pd.DataFrame) -> list[WorstCase]:
-    """The worst case of every model in every threat model that was run."""
+def worst_cases(rows: pd.DataFrame, radii: Mapping[str, Sequence[float]]) -> list[WorstCase]:
+    """The worst case of every model in every threat model that was run; `radii` as for `threats`."""
     found = []
     for _, of_model in rows.groupby("model", sort=False):
-        for norm, eps in threats(of_model):
+        for norm, eps in threats(of_model, radii):
             case = worst_case(of_model, norm, eps)
             if case is not None:
                 found.append(case)
     return found
 
 
-def worst_table(rows: pd.DataFrame) -> Table:
+def worst_table(rows: pd.DataFrame, radii: Mapping[str, Sequence[float]]) -> Table:
     """One line per model and threat model."""
     lines = tuple(
         (
@@ -166,12 +164,13 @@ def worst_table(rows: pd.DataFrame) -> Table:
             case.strongest,
             f"{case.errors} attacks crashed" if case.errors else "",
         )
-        for case in worst_cases(rows)
+        for case in worst_cases(rows, radii)
     )
     columns = ("model", "threat", "n", "clean %", "robust %", "attacks", "strongest", "flags")
     left = frozenset({"model", "threat", "strongest", "flags"})
     note = "robust: right before, and after every attack of the threat model; an upper bound on the truth"
-    return _without_empty(Table("worst case over attacks", columns, lines, note, left))
+    minor = ("attacks", "n")
+    return _without_empty(Table("worst case over attacks", columns, lines, note, left, minor))
 
 
 def shown_rate(rows: pd.DataFrame) -> Estimate:
@@ -225,15 +224,17 @@ def transfer_matrices(rows: pd.DataFrame, models: tuple[str, ...]) -> list[Table
 
 def universal_table(document: dict[str, Any]) -> Table:
     """The 10 × 10 table of `noise`: rows are test images, columns the noise made for a class."""
-    classes = document["noises"]
     lines = tuple(
         (f"{row['label']}", *("–" if p is None else str(p) for p in row["predicted"]))
         for row in document["images"]
     )
     fooled = Estimate(**document["fooled"])
-    note = f"the class each image + noise is given; {percent(fooled)} % no longer their own (n = {fooled.n})"
+    note = (
+        "rows: one image of each digit; columns: the noise made for a class; cells: the class of their sum; "
+        f"{percent(fooled)} % no longer their own (n = {fooled.n})"
+    )
     title = f"{document['model']} · native/noise as a universal perturbation"
-    return Table(title, ("image of", *(f"noise {c}" for c in classes)), lines, note, frozenset())
+    return Table(title, ("image of", *map(str, document["noises"])), lines, note, frozenset())
 
 
 def run_tables(run: Run) -> list[Table]:
@@ -244,7 +245,7 @@ def run_tables(run: Run) -> list[Table]:
         *fooling_tables(rows),
         *(universal_table(found) for found in run.universal),
         *transfer_tables(run.transfer_rows),
-        worst_table(rows),
+        worst_table(rows, run.spec.eps),
     ]
 
 
@@ -255,7 +256,7 @@ def document(run: Run) -> dict[str, Any]:
         "run": run.spec.id,
         "path": str(run.folder.path),
         "cells": [_cell_document(run, head, group) for head, group in cells(run.attack_rows)],
-        "worst_case": [_worst_document(case) for case in worst_cases(run.attack_rows)],
+        "worst_case": [_worst_document(case) for case in worst_cases(run.attack_rows, run.spec.eps)],
         "transfer": [
             {
                 "source": head["source"],

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bench.metrics import Estimate
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells under column heads; `left` names the columns that are words, not figures."""
+    """Text cells under column heads; `left` names the columns that are words, not figures.
+
+    Where the page is too narrow, the columns of `minor` are left out, the first named first.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     left: frozenset[str] = field(default_factory=lambda: frozenset({"attack", "model", "flags"}))
+    minor: tuple[str, ...] = ()
+
+    def without(self, column: str) -> Table:
+        """The table less one column."""
+        kept = [i for i, head in enumerate(self.columns) if head != column]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
 
 
 def percent(estimate: Estimate) -> str:

@@ -133,7 +133,8 @@ def test_smaller_budgets_and_least_distances_count_where_they_fit() -> None:
     assert at[0.1].robust_accuracy.value == pytest.approx(2 / 3)
     assert at[0.3].robust_accuracy.value == pytest.approx(1 / 3)
     assert (at[0.1].attacks, at[0.3].attacks) == (2, 3)
-    assert threats(frame) == [("linf", 0.1), ("linf", 0.3)]
+    assert threats(frame, {"linf": [0.1]}) == [("linf", 0.1), ("linf", 0.3)]
+    assert threats(frame, {"linf": [0.2]}) == [("linf", 0.1), ("linf", 0.2), ("linf", 0.3)]
     assert worst_case(frame, "l2", 1.0) is None
 
 

@@ -172,8 +172,10 @@ def test_a_damaged_shard_is_computed_again(cli: Cli, damage: str) -> None:
     assert strip(cli(*words).json) == before
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_goes_on_to_the_same_figures(cli: Cli, tmp_path: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize(("how", "workers"), [(signal.SIGKILL, 1), (signal.SIGINT, 1), (signal.SIGINT, 2)])
+def test_a_killed_run_goes_on_to_the_same_figures(
+    cli: Cli, tmp_path: Path, how: signal.Signals, workers: int
+) -> None:
     words = (
         "run",
         "--model",
@@ -189,13 +191,14 @@ def test_a_killed_run_goes_on_to_the_same_figures(cli: Cli, tmp_path: Path, how:
     whole = strip(cli(*words).json)
     other = tmp_path / "killed"
     command = [sys.executable, "-c", "from bench.cli import main; main()", *words, "--results", str(other)]
+    command[-3] = str(workers)
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while len(list(other.glob("runs/*/samples/*.parquet"))) < 3 and time.monotonic() < deadline:
+    while len(list(other.glob("runs/*/shards/*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(running.pid, how)
     _, err = running.communicate(timeout=60)
-    stored = len(list(other.glob("runs/*/samples/*.parquet")))
+    stored = len(list(other.glob("runs/*/shards/*.json")))
     assert 3 <= stored < 12, "killed in mid-run"
     if how == signal.SIGINT:
         assert running.returncode == 1
@@ -401,6 +404,30 @@ def test_a_results_folder_that_cannot_be_written(cli: Cli, tmp_path: Path) -> No
     answer = cli("run", "--model", "mnist_bnn", "--attack", "fgsm", "--results", str(file / "below"), *QUICK)
     assert answer.code == 2
     assert "cannot write" in answer.complaint
+
+
+@pytest.mark.parametrize("limit", [2_000, 60_000])
+def test_a_full_disk_keeps_what_was_finished(cli: Cli, tmp_path: Path, limit: int) -> None:
+    words = ("run", "--model", "mnist_bnn", "--attack", "logit_ascent,fgsm", "--json", *QUICK)
+    whole = strip(cli(*words).json)
+    other = str(tmp_path / "small")
+    # A file that would outgrow the limit fails in write(2), as it does on a full disk: first run.json's
+    # shards of ten images, then those of forty.
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "from bench.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--results", other], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert f"cannot write to {other}" in done.stderr
+    assert "what was finished is kept" in done.stderr
+    finished = list(Path(other).glob("runs/*/shards/*.json"))
+    assert len(finished) == (1 if limit > 40_000 else 0)
+    assert strip(cli(*words, "--results", other).json) == whole
 
 
 def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bench.session import Run
     from bench.spec import RunSpec
 
-SAMPLES = 100
+SAMPLES = 200
 
 
 @click.command(

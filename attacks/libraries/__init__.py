@@ -1,0 +1,1 @@
+"""Other libraries' attacks: a row of data each, over one adapter."""
