@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import seed_of
-from attacks.core import Entry, Goal, ParameterError, Result
+from attacks.core import MADE, Entry, Goal, ParameterError, Result
 from attacks.registry import get
 
 if TYPE_CHECKING:
@@ -148,8 +148,7 @@ def run(
     if targets is None and entry.goals[0] != "untargeted":
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
-        fresh = entry.goals[0] in ("generate", "feature")
-        targets = labels if fresh else random_targets(labels, classes, seed, ids)
+        targets = labels if entry.goals[0] in MADE else random_targets(labels, classes, seed, ids)
     if targets is not None:
         targets = targets.long()
         if targets.shape != labels.shape:

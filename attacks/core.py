@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Norm = Literal["linf", "l2", "l1", "l0", "ink", "unrestricted"]
 RADIUS_NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 GoalKind = Literal["untargeted", "targeted", "generate", "feature"]
+MADE: tuple[GoalKind, ...] = ("generate", "feature")
+"""The goals that make an image from nothing: there is no original to be right about or near to."""
 CONFIDENT = 0.9
 """The probability from which on HW2 calls a network sure of its answer."""
 
@@ -70,6 +72,11 @@ class Goal:
         return Goal(self.kind, self.classes[rows])
 
     @property
+    def made(self) -> bool:
+        """Does it make images from nothing?"""
+        return self.kind in MADE
+
+    @property
     def sign(self) -> int:
         """-1 where `classes` is to be left, +1 where it is to be reached."""
         return -1 if self.kind == "untargeted" else 1
@@ -115,6 +122,8 @@ class Entry(Protocol):
     def name(self) -> str: ...
     @property
     def norm(self) -> Norm: ...
+    @property
+    def bounded(self) -> bool: ...
     @property
     def goals(self) -> tuple[GoalKind, ...]: ...
     @property

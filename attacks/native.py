@@ -93,6 +93,11 @@ class Attack:
     def threat(self) -> Threat:
         return self.constraint.threat
 
+    @property
+    def bounded(self) -> bool:
+        """It takes an eps and stays within it."""
+        return self.norm in RADIUS_NORMS
+
     def parameters(self) -> dict[str, Any]:
         """Every parameter that `configured` takes, with its value."""
         found: dict[str, Any] = {}
@@ -121,7 +126,7 @@ class Attack:
 
     def run(self, model: Any, images: Tensor, goal: Goal, seeds: Sequence[int], batch_size: int) -> Result:
         """See `attacks.engine.run`."""
-        if self.norm in RADIUS_NORMS and self.threat.eps is None:
+        if self.bounded and self.threat.eps is None:
             raise ParameterError(f"{self.name} needs eps, for example eps=0.1")
         from attacks import engine
 

@@ -35,58 +35,54 @@ def evaluate(
     Raises UserError for what cannot be meant; an attack that raises gives rows of status `error`.
     """
     import pandas as pd
-    import torch
 
     from attacks.api import check_images, default_batch, goal_for, random_targets
-    from attacks.core import RADIUS_NORMS, Goal, ParameterError, Threat
+    from attacks.core import MADE, RADIUS_NORMS, Threat
     from attacks.registry import get, select
-    from bench.runner import attack_rows, check_model
+    from bench.plan import check_known, radii_of
+    from bench.runner import attack_rows, check_model, from_nothing
 
     check_images(images, labels)
     labels = labels.long()
     classes = model(images[:1]).shape[1]
     check_model(name, model, images[:50], classes)
-    ids = range(len(images))
     chosen = select(attacks if isinstance(attacks, str) else ",".join(attacks))
-    radii = [eps] if eps is None or isinstance(eps, (int, float)) else list(eps)
+    radii = [] if eps is None else [eps] if isinstance(eps, (int, float)) else list(eps)
+    for parameter in parameters:
+        check_known(parameter, [get(attack) for attack in chosen])
     frames = []
     for attack in chosen:
         entry = get(attack)
         known = entry.parameters()
-        budgets: Sequence[float | None] = [None]
-        if entry.norm in RADIUS_NORMS and "minimal" not in entry.tags:
-            budgets = radii if known.get("eps") is None or eps is not None else [known["eps"]]
-        for budget in budgets:
-            changes = {k: v for k, v in parameters.items() if k in known or len(chosen) == 1}
-            if budget is None and budgets is radii:
-                raise ParameterError(f"{attack} needs eps, for example eps=0.1")
-            if budget is not None:
-                changes["eps"] = budget
-            final = entry.configured(**changes)
-            shape, own, where = images, labels, ids
-            if entry.goals[0] in ("generate", "feature"):
-                shape = torch.zeros_like(images[:1]).repeat(classes, 1, 1, 1)
-                own, where = torch.full((classes,), -1), range(classes)
-                goal = Goal(entry.goals[0], torch.arange(classes))
-            else:
-                wanted = targets if "targeted" in entry.goals else None
-                if wanted is None and entry.goals[0] == "targeted":
-                    wanted = random_targets(labels, classes, seed, ids)
-                goal = goal_for(entry, labels, wanted)
+        entry = entry.configured(**{k: v for k, v in parameters.items() if k in known})
+        if entry.goals[0] in MADE:
+            ids = range(classes)
+            samples = from_nothing(entry.goals[0], images.shape[1:], ids, images.device)
+        else:
+            ids = range(len(images))
+            wanted = targets if "targeted" in entry.goals else None
+            if wanted is None and entry.goals[0] == "targeted":
+                wanted = random_targets(labels, classes, seed, ids)
+            samples = images, labels, goal_for(entry, labels, wanted)
+        for budget in radii_of(entry, dict.fromkeys(RADIUS_NORMS, radii)):
             outcome = attack_rows(
                 model,
-                final,
-                shape,
-                own.to(images.device),
-                Goal(goal.kind, goal.classes.to(images.device)),
+                entry if budget is None else entry.configured(eps=budget),
+                *samples,
                 Threat(entry.norm, budget),
                 seed=seed,
-                ids=where,
+                ids=ids,
                 batch_size=batch_size or default_batch(images.device),
                 restarts=restarts,
             )
             value = float("nan") if budget is None else budget
-            head = {"model": name, "attack": attack, "norm": entry.norm, "eps": value, "goal": goal.kind}
+            head = {
+                "model": name,
+                "attack": attack,
+                "norm": entry.norm,
+                "eps": value,
+                "goal": samples[2].kind,
+            }
             frames.append(outcome.rows.assign(**head))
     rows = pd.concat(frames, ignore_index=True)
     return rows[[*head, *(column for column in rows if column not in head)]]

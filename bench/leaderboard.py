@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attacks.core import MADE
 from bench.metrics import WorstCase, cell_metrics, threats, worst_case
 from bench.render.table import Table, as_markdown, number, percent
 from bench.store import RunFolder, StoreError, runs
-from bench.views import MADE, cells, threat_name
+from bench.views import cells, threat_name
 
 if TYPE_CHECKING:
     import pandas as pd

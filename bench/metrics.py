@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from attacks.core import CONFIDENT, MADE
+
 if TYPE_CHECKING:
     import pandas as pd
 
 DISTANCE = {"linf": "linf", "l2": "l2", "l1": "l1", "l0": "l0", "ink": "l2", "unrestricted": "l2"}
 """The column a threat model's distances are reported in."""
-CONFIDENT = 0.9
 TOLERANCE = 1e-6
 """How far beyond eps, or outside [0, 1], float32 rounding may take an image."""
 
@@ -103,7 +104,7 @@ class CellMetrics:
 def cell_metrics(rows: pd.DataFrame) -> CellMetrics:
     """The figures of one cell's sample rows."""
     norm, goal = str(rows["norm"].iloc[0]), str(rows["goal"].iloc[0])
-    fooling_image = goal in ("generate", "feature")
+    fooling_image = goal in MADE
     right = rows["clean_label"] == rows["label"]
     error = rows["status"] == "error"
     judged = ~error if fooling_image else right & ~error
@@ -163,7 +164,7 @@ def worst_case(rows: pd.DataFrame, norm: str, eps: float | None) -> WorstCase | 
     if eps is not None:
         budget = inside["eps"].isna() | (inside["eps"] <= eps + TOLERANCE)
         inside = inside[budget]
-    inside = inside[~inside["goal"].isin(["generate", "feature"])]
+    inside = inside[~inside["goal"].isin(MADE)]
     if inside.empty:
         return None
     within = inside[norm] <= eps + TOLERANCE if eps is not None else True
@@ -194,7 +195,7 @@ def threats(rows: pd.DataFrame, radii: Mapping[str, Sequence[float]]) -> list[tu
 
     `radii` are those that the run was asked for, by norm: minimal-norm attacks are read at them.
     """
-    found = rows[~rows["goal"].isin(["generate", "feature"])][["norm", "eps"]].drop_duplicates()
+    found = rows[~rows["goal"].isin(MADE)][["norm", "eps"]].drop_duplicates()
     order = list(DISTANCE)
     pairs: set[tuple[str, float | None]] = set()
     for norm, eps in found.itertuples(index=False):

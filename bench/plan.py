@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import zoo
+from adversarial_bench.errors import unknown
 from adversarial_bench.hashing import digest
-from attacks.core import RADIUS_NORMS, Entry, GoalKind, Threat
+from attacks.core import MADE, Entry, GoalKind, ParameterError, Threat
 from attacks.registry import get
 from bench.spec import SCHEMA, RunSpec, SpecError
 
@@ -83,6 +84,13 @@ def configure(spec: RunSpec, attack: str) -> Entry:
     return entry.configured(**changes)
 
 
+def check_known(parameter: str, entries: Sequence[Entry]) -> None:
+    """Raises UnknownNameError for a parameter that none of the attacks has."""
+    known = {name for entry in entries for name in entry.parameters()}
+    if parameter not in known:
+        raise unknown("parameter", parameter, sorted(known), "bench list attacks")
+
+
 def check(spec: RunSpec) -> None:
     """Raises for a preset or parameter that no chosen attack has, or targets nobody can use."""
     entries = [get(name) for name in spec.attacks]
@@ -96,10 +104,8 @@ def check(spec: RunSpec) -> None:
             if get(owner).name not in spec.attacks:
                 raise SpecError(f"--param names {owner}, which is not among the chosen attacks")
             get(owner).configured(**{name: get(owner).parameters().get(name)})
-        elif not any(name in entry.parameters() for entry in entries):
-            from adversarial_bench.errors import unknown
-
-            raise unknown("parameter", name, sorted({p for entry in entries for p in entry.parameters()}))
+        else:
+            check_known(name, entries)
 
 
 def goal_kind(entry: Entry, spec: RunSpec) -> GoalKind:
@@ -107,6 +113,19 @@ def goal_kind(entry: Entry, spec: RunSpec) -> GoalKind:
     if spec.targets is not None and "targeted" in entry.goals:
         return "targeted"
     return entry.goals[0]
+
+
+def radii_of(entry: Entry, asked: Mapping[str, Sequence[float]]) -> Sequence[float | None]:
+    """The radii an attack is run at: its own where it was given one, else those asked for its norm.
+
+    [None] for an attack that takes none. Raises ParameterError where it takes one and none is known.
+    """
+    if not entry.bounded:
+        return [None]
+    own = entry.parameters()["eps"]
+    if own is None and not asked.get(entry.norm):
+        raise ParameterError(f"{entry.name} needs eps, for example eps=0.1")
+    return asked[entry.norm] if own is None else [own]
 
 
 def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
@@ -117,11 +136,7 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
         for attack in spec.attacks:
             entry = configure(spec, attack)
             kind = goal_kind(entry, spec)
-            radii: Sequence[float | None] = [None]
-            if entry.norm in RADIUS_NORMS and "minimal" not in entry.tags:
-                own = entry.parameters().get("eps")
-                radii = [own] if own is not None else spec.eps[entry.norm]
-            for eps in radii:
+            for eps in radii_of(entry, spec.eps):
                 final = entry.configured(eps=eps) if eps is not None else entry
                 cells.append(
                     Cell(
@@ -155,7 +170,7 @@ def tasks_of(cell: Cell, spec: RunSpec) -> list[Task]:
     """A cell's shards. Images made from nothing are one per class (or per unit)."""
     dataset = zoo.describe(cell.dataset)
     weights = spec.weights if cell.model in spec.models else None
-    if cell.goal in ("generate", "feature"):
+    if cell.goal in MADE:
         return [Task(cell, tuple(range(dataset.classes)), weights)]
     ids = slice_ids(cell.dataset, dataset.splits["test"].size, spec.samples)
     return [Task(cell, tuple(ids[i : i + SHARD]), weights) for i in range(0, len(ids), SHARD)]

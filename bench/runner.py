@@ -15,7 +15,7 @@ import torch
 import zoo
 from adversarial_bench.errors import UserError
 from attacks.api import run_goal, targets_by
-from attacks.core import Entry, Goal, Result, Threat
+from attacks.core import MADE, Entry, Goal, GoalKind, Result, Threat
 from attacks.registry import get
 from bench.judge import judge, logits_of, read
 from bench.plan import Cell, Task
@@ -42,7 +42,7 @@ Clean = tuple[np.ndarray, np.ndarray]
 
 def clean_reading(model: Callable[[Tensor], Tensor], images: Tensor, goal: Goal, batch_size: int) -> Clean:
     """What the model makes of the images; for images made from nothing, -1 and NaN."""
-    if goal.kind in ("generate", "feature"):
+    if goal.made:
         return np.full(len(images), -1), np.full(len(images), np.nan)
     return read(logits_of(model, images, batch_size))
 
@@ -108,7 +108,7 @@ def attack_rows(
     `images` gives the shape only, and the labels are -1. `clean` is the model's reading of the images,
     where the caller has it already.
     """
-    made = goal.kind in ("generate", "feature")
+    made = goal.made
     clean_label, clean_confidence = clean or clean_reading(model, images, goal, batch_size)
     if made:
         standing = torch.arange(len(images), device=images.device)
@@ -192,12 +192,19 @@ def load_data(dataset: str) -> tuple[Tensor, Tensor]:
     return zoo.data(dataset, split="test")
 
 
+def from_nothing(
+    kind: GoalKind, shape: Sequence[int], wanted: Sequence[int], device: Any
+) -> tuple[Tensor, Tensor, Goal]:
+    """Black images, labels -1 and the goal of making one image for each wanted class or unit."""
+    images = torch.zeros(len(wanted), *shape, device=device)
+    labels = torch.full((len(wanted),), -1, device=device)
+    return images, labels, Goal(kind, torch.tensor(wanted, device=device))
+
+
 def _samples(cell: Cell, ids: Sequence[int]) -> tuple[Tensor, Tensor, Goal]:
     dataset = zoo.describe(cell.dataset)
-    if cell.goal in ("generate", "feature"):
-        images = torch.zeros(len(ids), *dataset.shape, device=cell.device)
-        labels = torch.full((len(ids),), -1, device=cell.device)
-        return images, labels, Goal(cell.goal, torch.tensor(ids, device=cell.device))
+    if cell.goal in MADE:
+        return from_nothing(cell.goal, dataset.shape, ids, cell.device)
     images, labels = load_data(cell.dataset)
     chosen = torch.tensor(ids)
     images, labels = images[chosen].to(cell.device), labels[chosen].to(cell.device)
@@ -218,7 +225,7 @@ def _clean(
 
 def _clean_of(task: Task, model: Any, images: Tensor, goal: Goal) -> Clean:
     cell = task.cell
-    if goal.kind in ("generate", "feature"):
+    if goal.made:
         return clean_reading(model, images, goal, cell.batch_size)
     return _clean(cell.model, task.weights_file, cell.device, cell.dataset, task.ids, cell.batch_size)
 
@@ -258,7 +265,7 @@ def _shown(task: Task, model: Any, images: Tensor, labels: Tensor, goal: Goal, c
     cell = task.cell
     shown = load_file(str(task.images_file))
     adversarial = shown["images"].to(cell.device)
-    made = goal.kind == "generate"
+    made = goal.made
     verdict = judge(model, adversarial, None if made else images, goal, cell.threat, cell.batch_size)
     clean_label, clean_confidence = clean
     right = made | (clean_label == labels.cpu().numpy())

@@ -55,6 +55,8 @@ class Progress:
     begin: Callable[[int, int], None] = lambda samples, done: None
     """Samples of the whole run, and those already stored."""
     advance: Callable[[Task, int], None] = lambda task, samples: None
+    waiting: Callable[[], None] = lambda: None
+    """Another process is at the same run."""
 
 
 def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress = Progress()) -> Run:
@@ -82,7 +84,7 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
     run = Run(spec, folder, folder.rows([]), cells, flags)
     tasks = {cell.key: tasks_of(cell, spec) for cell in cells}
     total = sum(len(task.ids) for group in tasks.values() for task in group)
-    with folder.lock():
+    with folder.lock(progress.waiting):
         document: dict[str, Any] = {
             "schema": 1,
             "id": spec.id,

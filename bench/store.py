@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -58,13 +58,20 @@ class RunFolder:
             probe.unlink()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held while a run is computed: the same command twice at once waits instead of racing."""
-        from filelock import FileLock
+    def lock(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Held while a run is computed: the same command twice at once waits instead of racing.
+
+        `waiting` is called first where another process holds it.
+        """
+        from filelock import FileLock, Timeout
 
         with writing(self.path):
             lock = FileLock(self.path / ".lock")
-            lock.acquire()
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                waiting()
+                lock.acquire()
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from attacks.core import MADE
 from bench.metrics import (
     DISTANCE,
     CellMetrics,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from bench.session import Run
 
-MADE = ("generate", "feature")
 COSTS = ("fwd", "bwd", "s")
 """Passes per sample each way, and seconds of the attack over all samples."""
 

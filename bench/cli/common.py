@@ -159,4 +159,7 @@ def progress_bar() -> Iterator[Progress]:
             what = f"{cell.model} {cell.attack} {cell.threat}"
             bar.update(line, advance=samples, description=f"{what:<40}"[:40])
 
-        yield Progress(begin, advance)
+        def waiting() -> None:
+            note("another process is at the same run; waiting for it")
+
+        yield Progress(begin, advance, waiting)

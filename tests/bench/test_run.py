@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import bench
+from adversarial_bench.errors import UnknownNameError
+from attacks.core import ParameterError
 from bench.plan import slice_ids
 from tests.conftest import Answer
 
@@ -76,7 +79,7 @@ def test_the_document_and_the_folder_keep_their_contract(cli: Cli, tmp_path: Pat
     assert set(entry["robust_accuracy"]) == {"value", "low", "high", "n"}
     assert (entry["threat"], entry["eps"], entry["norm"], entry["n"]) == ("linf(0.1)", 0.1, "linf", 40)
     assert entry["flags"] == ["partial sample: 40 of 10000"]
-    assert {w["threat"] for w in found["worst_case"]} == {"linf(0.1)", "ink"}
+    assert {w["threat"] for w in found["worst_case"]} == {"linf(0.1)", "l2(1.5)", "ink"}
     assert found["worst_case"][0]["robust_accuracy"]["value"] == 0.0
 
     folder = Path(found["path"])
@@ -150,6 +153,21 @@ def test_workers_and_order_change_no_figure(cli: Cli, tmp_path: Path) -> None:
     alone = strip(cli(*words, "--workers", "1").json)
     several = strip(cli(*words, "--workers", "2", "--results", str(tmp_path / "b")).json)
     assert alone == several
+
+
+def test_the_same_command_twice_at_once_computes_once(cli: Cli, tmp_path: Path) -> None:
+    words = ("run", "--model", "mnist_bnn", "--attack", "native/*", "--samples", "60", "--workers", "1")
+    command = [sys.executable, "-c", "from bench.cli import main; main()", *words]
+    command += ["--results", str(tmp_path / "shared")]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert answers[0][0] == answers[1][0]
+    computed = sorted(int(re.findall(r"(\d+) shards computed", err)[0]) for _, err in answers)
+    assert computed == [0, 12]
+    assert any("another process is at the same run" in err for _, err in answers)
 
 
 @pytest.mark.parametrize("damage", ["cut rows", "flip rows", "cut images", "flip images", "lose images"])
@@ -307,6 +325,18 @@ def test_evaluate_is_the_run_in_memory(cli: Cli, mnist: tuple[Tensor, Tensor], r
     assert rows["clean_label"].tolist() == stored["clean_label"].tolist()
     # The seeds differ (sample ids 0…39 here), the verdicts hardly.
     assert abs(int(rows["success"].sum()) - int(stored["success"].sum())) <= 4
+
+
+def test_evaluate_refuses_a_parameter_that_no_attack_has(
+    mnist: tuple[Tensor, Tensor], relu: nn.Module
+) -> None:
+    few = (mnist[0][:2], mnist[1][:2])
+    with pytest.raises(UnknownNameError, match="step_size"):
+        bench.evaluate(relu, "pgd,fgsm", *few, eps=0.1, stepsize=0.1)
+    rows = bench.evaluate(relu, "pgd,logit_ascent", *few, eps=0.1, noise_std=0.2, steps=2)
+    assert set(rows["attack"]) == {"native/pgd", "native/logit_ascent"}
+    with pytest.raises(ParameterError, match="needs eps"):
+        bench.evaluate(relu, "ink,pgd", *few)
 
 
 def test_evaluate_takes_any_callable(mnist: tuple[Tensor, Tensor], relu: nn.Module) -> None:
