@@ -191,13 +191,13 @@ def fetch(name: str, say: Callable[[str], None] = lambda line: None) -> list[Pat
             with tempfile.TemporaryDirectory(dir=target) as scratch:
                 try:
                     download(dataset, Path(scratch))
+                    found = {path.name: path for path in Path(scratch).rglob("*ubyte")}
+                    bad = [f for f in wanted if f not in found or file_digest(found[f]) != dataset.sha256[f]]
+                    if bad:
+                        raise DataError(f"wrong or missing content: {', '.join(bad)}")
                 except Exception as error:  # a mirror fails in many ways; the next one is tried
-                    failures.append(f"{source}: {error}")
-                    continue
-                found = {path.name: path for path in Path(scratch).rglob("*ubyte")}
-                bad = [f for f in wanted if f not in found or file_digest(found[f]) != dataset.sha256[f]]
-                if bad:
-                    failures.append(f"{source}: wrong or missing content: {', '.join(bad)}")
+                    failures.append(f"{source}: {error}".splitlines()[0])
+                    say(f"{name}: {failures[-1]}")
                     continue
                 for file in wanted:
                     os.replace(found[file], target / file)
