@@ -28,7 +28,7 @@ class Objective:
         return Sum(self, other)
 
     def __sub__(self, other: Objective) -> Objective:
-        return Sum(self, Scaled(-1.0, other))
+        return Sum(self, Negated(other))
 
     def __rmul__(self, factor: float) -> Objective:
         return Scaled(float(factor), self)
@@ -57,6 +57,19 @@ class Scaled(Objective):
 
     def __call__(self, view: View) -> Tensor:
         return self.factor * self.term(view)
+
+    def layers(self) -> tuple[str, ...]:
+        return self.term.layers()
+
+
+@dataclass(frozen=True)
+class Negated(Objective):
+    """-term."""
+
+    term: Objective
+
+    def __call__(self, view: View) -> Tensor:
+        return -self.term(view)
 
     def layers(self) -> tuple[str, ...]:
         return self.term.layers()

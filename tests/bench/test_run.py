@@ -210,7 +210,14 @@ def test_a_killed_run_goes_on_to_the_same_figures(
     other = tmp_path / "killed"
     command = [sys.executable, "-c", "from bench.cli import main; main()", *words, "--results", str(other)]
     command[-3] = str(workers)
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test runner started in the background ignores Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while len(list(other.glob("runs/*/shards/*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)

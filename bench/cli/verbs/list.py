@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from bench.cli.common import json_option, show, show_json
 from bench.render.table import Table
 
+DETAILS = ("parameters", "presets", "source")
 
-@click.command(epilog="Example:  bench list attacks --tag decision")
+
+@click.command(epilog="Example:  bench list attacks --tag decision --parameters")
 @click.argument("what", type=click.Choice(["all", "models", "attacks", "datasets"]), default="all")
 @click.option("--tag", help="Only attacks with this tag: gradient, score, decision, minimal, slow …")
+@click.option("--parameters", is_flag=True, help="Show each attack's parameters, presets and source.")
 @json_option
-def command(what: str, tag: str | None, as_json: bool) -> None:
+def command(what: str, tag: str | None, parameters: bool, as_json: bool) -> None:
     """List models, attacks and datasets."""
-    tables = {name: make(tag) for name, make in LISTS.items() if what in ("all", name)}
+    lists = {"models": _models, "attacks": lambda: _attacks(tag), "datasets": _datasets}
+    tables = {name: make() for name, make in lists.items() if what in ("all", name)}
     if as_json:
         show_json(
             {name: [dict(zip(table.columns, row)) for row in table.rows] for name, table in tables.items()}
         )
-    else:
-        show(list(tables.values()))
+        return
+    if "attacks" in tables:
+        for column in ("threat", "goals", "tags", "what it is") if parameters else DETAILS:
+            tables["attacks"] = tables["attacks"].without(column)
+    show(list(tables.values()))
 
 
-def _models(tag: str | None) -> Table:
+def _models() -> Table:
     import json
 
     from zoo.cards import CARDS
@@ -56,19 +66,24 @@ def _attacks(tag: str | None) -> Table:
             entry.norm,
             ", ".join(entry.goals),
             ", ".join(sorted(entry.tags)),
-            ", ".join(
-                f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in entry.parameters().items()
-            ),
+            entry.summary,
+            _settings(entry.parameters()),
+            "; ".join(f"{name}: {_settings(changes)}" for name, changes in entry.presets.items()),
             entry.source,
         )
         for entry in entries
         if tag is None or tag in entry.tags
     )
-    columns = ("attack", "threat", "goals", "tags", "parameters", "source")
-    return Table("attacks", columns, lines, "", frozenset(columns))
+    columns = ("attack", "threat", "goals", "tags", "what it is", *DETAILS)
+    note = "`bench list attacks --parameters` shows parameters, presets and sources"
+    return Table("attacks", columns, lines, note, frozenset(columns), minor=("what it is", "goals"))
 
 
-def _datasets(tag: str | None) -> Table:
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+
+
+def _datasets() -> Table:
     from zoo.datasets import DATASETS
 
     lines = tuple(
@@ -83,6 +98,3 @@ def _datasets(tag: str | None) -> Table:
     )
     columns = ("dataset", "shape", "classes", "splits", "default eps")
     return Table("datasets", columns, lines, "", frozenset(columns) - {"classes"})
-
-
-LISTS = {"models": _models, "attacks": _attacks, "datasets": _datasets}
