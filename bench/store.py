@@ -97,8 +97,9 @@ class RunFolder:
         return found if whole and found["schema"] == SCHEMA else None
 
     def has(self, name: str) -> bool:
-        """Is this shard here, whole?"""
-        return self._receipt(name) is not None
+        """Is this shard here, whole and without a crash? One that crashed is tried again."""
+        receipt = self._receipt(name)
+        return receipt is not None and receipt["errors"] == 0
 
     def adopt(self, name: str) -> bool:
         """Takes the shard from another run of this store that has computed the same one."""
@@ -129,6 +130,7 @@ class RunFolder:
                 "cell": asdict(task.cell),
                 "key": task.cell.key,
                 "seconds": outcome.seconds,
+                "errors": int((rows["status"] == "error").sum()),
                 "images_sha256": file_digest(images),
                 "rows_sha256": file_digest(table),
             }

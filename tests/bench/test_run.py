@@ -260,6 +260,25 @@ def test_a_crash_is_an_error_and_never_robust(cli: Cli, tmp_path: Path) -> None:
     assert "2 attacks crashed" in plain.out
 
 
+def test_what_crashed_is_tried_again(cli: Cli, tmp_path: Path) -> None:
+    file, trouble = tmp_path / "passing.py", tmp_path / "trouble"
+    file.write_text(
+        CRASHING.replace(
+            "if x.requires_grad", f"if x.requires_grad and __import__('os').path.exists({str(trouble)!r})"
+        )
+    )
+    words = ("run", "--model", f"{file}:build", "--attack", "fgsm,noise", "--json", "--workers", "1")
+    undisturbed = strip(cli(*words, "--results", str(tmp_path / "other")).json)
+    trouble.touch()
+    first = cli(*words)
+    assert first.code == 1
+    assert any(entry["status"] == "error" for entry in first.json["cells"])
+    trouble.unlink()
+    again = cli(*words)
+    assert again.code == 0
+    assert strip(again.json) == undisturbed
+
+
 def _rows(document: Any, attack: str) -> pd.DataFrame:
     from bench.store import RunFolder
 
