@@ -39,9 +39,9 @@ def standings(results: Path) -> list[Standing]:
     """
     best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]] = {}
     for folder in runs(results):
-        document = folder.read_json("run.json")
-        if document.get("status") != "done":
+        if not folder.finished():
             continue
+        document = folder.read_json("run.json")
         rows = own_rows(folder)
         for model, of_model in rows.groupby("model", sort=False):
             for norm, eps in threats(of_model, document["spec"]["eps"]):
@@ -144,7 +144,7 @@ def attack_records(results: Path) -> list[dict[str, Any]]:
     """One flat record per model, attack and threat model, of the largest slice that was run."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for folder in runs(results):
-        if folder.read_json("run.json").get("status") != "done":
+        if not folder.finished():
             continue
         for head, group in cells(own_rows(folder)):
             metrics = cell_metrics(group)

@@ -60,7 +60,15 @@ class Task:
     @property
     def name(self) -> str:
         """The shard's file name, without its ending."""
-        return f"{self.cell.key}-{digest(list(self.ids))[:8]}"
+        return self._named(self.cell.key)
+
+    @property
+    def source_name(self) -> str | None:
+        """For a transfer, the shard whose images are shown."""
+        return self._named(self.cell.source_key) if self.cell.source_key else None
+
+    def _named(self, key: str) -> str:
+        return f"{key}-{digest(list(self.ids))[:8]}"
 
 
 def slice_ids(dataset: str, size: int, samples: int) -> list[int]:

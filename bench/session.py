@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +97,16 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
         }
         stored = {
             task.name
-            for group in tasks.values()
-            for task in group
+            for cell in own
+            for task in tasks[cell.key]
             if folder.has(task.name) or folder.adopt(task.name)
+        }
+        # A transfer is as good as the images it shows: where those are made anew, so is it.
+        stored |= {
+            task.name
+            for cell in shown
+            for task in tasks[cell.key]
+            if task.source_name in stored and folder.has(task.name)
         }
         if any(task.name not in stored for group in tasks.values() for task in group):
             folder.write_json("run.json", document)
@@ -108,7 +115,9 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
         progress.begin(total, done)
         for phase in (own, shown):
             todo = [
-                _with_source(task, folder)
+                replace(task, images_file=str(folder.images_file(task.source_name)))
+                if task.source_name
+                else task
                 for cell in phase
                 for task in tasks[cell.key]
                 if task.name not in stored
@@ -117,7 +126,7 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
                 folder.write(task, outcome)
                 run.computed += 1
                 progress.advance(task, len(task.ids))
-        if run.computed:
+        if run.computed or not folder.finished():
             folder.write_json("run.json", {**document, "status": "done"})
         for cell in own:
             if cell.attack == "native/noise":
@@ -145,15 +154,3 @@ def _universal(task: Task, folder: RunFolder) -> dict[str, Any]:
         cell.batch_size,
     )
     return {"model": cell.model, **found}
-
-
-def _with_source(task: Task, folder: RunFolder) -> Task:
-    """A transfer's task, told where its source's images lie."""
-    if task.cell.source_key is None:
-        return task
-    from dataclasses import replace
-
-    from adversarial_bench.hashing import digest
-
-    name = f"{task.cell.source_key}-{digest(list(task.ids))[:8]}"
-    return replace(task, images_file=str(folder.images_file(name)))

@@ -142,6 +142,13 @@ class RunFolder:
             text = json.dumps(document, indent=1, default=str) + "\n"
             write_whole(self.path / name, lambda path: path.write_text(text))
 
+    def finished(self) -> bool:
+        """Was the run seen through to its end?"""
+        try:
+            return self.read_json("run.json").get("status") == "done"
+        except StoreError:
+            return False
+
     def read_json(self, name: str) -> dict[str, Any]:
         """A stored JSON document. Raises StoreError where it is missing or damaged."""
         try:

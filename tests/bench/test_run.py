@@ -22,6 +22,7 @@ import bench
 from adversarial_bench.errors import UnknownNameError
 from attacks.core import ParameterError
 from bench.plan import slice_ids
+from bench.store import RunFolder
 from tests.conftest import Answer
 
 Cli = Callable[..., Answer]
@@ -137,6 +138,9 @@ def test_the_same_command_computes_nothing_twice(cli: Cli) -> None:
     # Another request that shares a cell takes it from the store.
     third = cli("run", "--model", "mnist_bnn", "--attack", "fgsm,fgsm_mse", *QUICK)
     assert "1 shards computed, 1 taken" in third.err
+    # One that finds everything there is a finished run too.
+    fourth = cli("run", "--model", "mnist_bnn", "--attack", "fgsm", "--json", *QUICK).json
+    assert RunFolder(Path(fourth["path"]).parent.parent, fourth["run"]).finished()
 
 
 def test_workers_and_order_change_no_figure(cli: Cli, tmp_path: Path) -> None:
@@ -280,8 +284,6 @@ def test_what_crashed_is_tried_again(cli: Cli, tmp_path: Path) -> None:
 
 
 def _rows(document: Any, attack: str) -> pd.DataFrame:
-    from bench.store import RunFolder
-
     path = Path(document["path"])
     rows = RunFolder(path.parent.parent, path.name).rows()
     return rows[rows["attack"] == attack]
@@ -320,6 +322,17 @@ def test_transfer_shows_the_images_that_fooled(cli: Cli, relu: nn.Module) -> Non
 
 def _shard(document: Any, rows: pd.DataFrame) -> str:
     return next(f.stem for f in Path(document["path"]).glob(f"samples/{rows['cell'].iloc[0]}-*.parquet"))
+
+
+def test_a_transfer_is_made_anew_with_its_images(cli: Cli) -> None:
+    words = ("run", "--model", "mnist_bnn", "--attack", "ink_binary", "--transfer", *QUICK)
+    first = cli(*words, "--json").json
+    assert "0 shards computed" in cli(*words).err
+    folder = Path(first["path"])
+    rows = _rows(first, "native/ink_binary")
+    (folder / "adv" / f"{_shard(first, rows[rows['source'] == ''])}.safetensors").unlink()
+    assert "2 shards computed" in cli(*words).err
+    assert strip(cli(*words, "--json").json) == strip(first)
 
 
 def test_the_transfer_matrix_has_every_pair(cli: Cli) -> None:
