@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from attacks.constraints import L2, BinaryInk, Box, Ink, Linf
 from attacks.inits import GreyNoise, Image, Zeros
@@ -11,6 +12,8 @@ from attacks.objectives import MSE, CrossEntropy, Feature, Logit, OneHotError, S
 from attacks.stops import Confident, Never
 from attacks.updates import Adam, Normalized, OverStd, Sign
 
+_one_step: dict[str, Any] = {"steps": 1, "stop": Never(), "keep": "last"}
+"""The step is taken whatever the model made of the image before it."""
 _pgd = Attack(
     "pgd",
     "projected gradient descent on cross-entropy in the Linf ball, from a random start",
@@ -39,7 +42,7 @@ ATTACKS: tuple[Attack, ...] = (
         summary="one full step along the gradient's sign",
         source="Goodfellow et al. 2015, arXiv:1412.6572",
         init=Image(),
-        steps=1,
+        **_one_step,
     ),
     _pgd,
     replace(
@@ -56,7 +59,7 @@ ATTACKS: tuple[Attack, ...] = (
         Linf() & Box(),
         Sign(),
         "Midterm",
-        steps=1,
+        **_one_step,
         presets={"midterm": {"eps": 0.1}, "midterm-default": {"eps": 2 / 255}},
     ),
     _ink,

@@ -41,8 +41,11 @@ def test_one_step_is_the_formula_of_fgsm(relu: nn.Module, mnist: tuple[Tensor, T
     nn.functional.cross_entropy(relu(moved), y, reduction="sum").backward()
     assert moved.grad is not None
     expected = (x + 0.1 * moved.grad.sign()).clamp(0, 1)
-    result = attacks.run("fgsm", relu, x, y, eps=0.1, keep="last")
+    result = attacks.run("fgsm", relu, x, y, eps=0.1)
     torch.testing.assert_close(result.images, expected, atol=1e-6, rtol=0)
+    # A sample that was wrong before is no exception.
+    wrong = attacks.run("fgsm", relu, x, (y + 1) % 10, eps=0.1)
+    assert ((wrong.images - x).abs().flatten(1).amax(1) > 0.05).all()
     assert result.backwards.tolist() == [1] * 20
 
 

@@ -302,6 +302,17 @@ def test_targets(cli: Cli) -> None:
     assert (hit["adv_label"] == hit["target"]).all()
 
 
+def test_attacks_without_a_targeted_form_are_left_out_by_name(cli: Cli) -> None:
+    words = ("run", "--model", "mnist_relu", "--targets", "random", "--json", *QUICK)
+    answer = cli(*words, "--attack", "fgsm,foolbox/deepfool_l2")
+    assert [entry["attack"] for entry in answer.json["cells"]] == ["native/fgsm"]
+    assert answer.json["cells"][0]["goal"] == "targeted"
+    assert "left out, having no targeted form: foolbox/deepfool_l2" in answer.err
+    alone = cli(*words, "--attack", "foolbox/deepfool_l2")
+    assert alone.code == 2
+    assert "no targeted form" in alone.complaint
+
+
 def test_transfer_shows_the_images_that_fooled(cli: Cli, relu: nn.Module) -> None:
     answer = cli("run", "--model", "mnist_bnn", "--attack", "ink_binary,pgd", "--transfer", "--json", *QUICK)
     shown = {entry["attack"]: entry for entry in answer.json["transfer"]}

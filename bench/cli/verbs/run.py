@@ -93,7 +93,7 @@ def build_spec(
         )
     return RunSpec(
         models=models,
-        attacks=tuple(select(attacks)),
+        attacks=_aimed(select(attacks), targets),
         dataset=described.name,
         samples=samples,
         eps=parse_eps(eps, described.eps),
@@ -108,6 +108,23 @@ def build_spec(
         transfers=transfers,
         command="bench " + " ".join(_quoted(word) for word in sys.argv[1:]),
     )
+
+
+def _aimed(names: list[str], targets: str | None) -> tuple[str, ...]:
+    """The attacks less those that cannot be aimed at a class, where targets are asked for."""
+    from attacks.core import MADE
+    from attacks.registry import get
+    from bench.spec import SpecError
+
+    if targets is None:
+        return tuple(names)
+    aimed = [name for name in names if {"targeted", *MADE} & set(get(name).goals)]
+    left_out = [name for name in names if name not in aimed]
+    if not aimed:
+        raise SpecError(f"--targets: {', '.join(left_out)} has no targeted form")
+    if left_out:
+        note(f"left out, having no targeted form: {', '.join(left_out)}")
+    return tuple(aimed)
 
 
 def _quoted(word: str) -> str:
