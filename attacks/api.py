@@ -47,18 +47,23 @@ def random_targets(labels: Tensor, classes: int, seed: int, ids: Sequence[int]) 
     return (labels + torch.tensor(shift, device=labels.device)) % classes
 
 
+def check_rule(rule: str, classes: int) -> None:
+    """Raises ParameterError unless the rule is `random`, `next` or one of the classes."""
+    if rule not in ("random", "next") and not (rule.isdigit() and int(rule) < classes):
+        raise ParameterError(f"targets must be random, next or a class from 0 to {classes - 1}; got {rule!r}")
+
+
 def targets_by(rule: str, labels: Tensor, classes: int, seed: int, ids: Sequence[int]) -> Tensor:
-    """A class to reach for each sample: `random`, `next`, or one class number.
+    """A class to reach for each sample, by the rule `random`, `next`, or one class number.
 
     A sample of the chosen class itself gets the class after it. Raises ParameterError for another rule.
     """
+    check_rule(rule, classes)
     if rule == "random":
         return random_targets(labels, classes, seed, ids)
     if rule == "next":
         return (labels + 1) % classes
-    if rule.isdigit() and int(rule) < classes:
-        return (labels * 0 + int(rule)).where(labels != int(rule), (labels + 1) % classes)
-    raise ParameterError(f"targets must be random, next or a class from 0 to {classes - 1}; got {rule!r}")
+    return (labels * 0 + int(rule)).where(labels != int(rule), (labels + 1) % classes)
 
 
 def goal_for(entry: Entry, labels: Tensor, targets: Tensor | None) -> Goal:

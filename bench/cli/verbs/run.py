@@ -72,7 +72,7 @@ def build_spec(
 ) -> RunSpec:
     """The spec that a command line asks for. Raises UserError for what cannot be meant."""
     import zoo
-    from attacks.api import default_batch
+    from attacks.api import check_rule, default_batch
     from attacks.registry import select
     from bench.spec import RunSpec, SpecError, parse_eps, parse_parameters
 
@@ -91,6 +91,8 @@ def build_spec(
         raise SpecError(
             f"--samples must be from 1 to {size}, the test images of {described.name}; got {samples}"
         )
+    if targets is not None:
+        check_rule(targets, described.classes)
     return RunSpec(
         models=models,
         attacks=_aimed(select(attacks), targets),
