@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -53,6 +54,9 @@ def app(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command line; exits with 0, 1 (ran, something failed) or 2 (a bad request)."""
+    # As samples leave a batch it has every size in turn, and oneDNN keeps code for a thousand shapes:
+    # 64 take 0.4 GB less in each process, and no more time.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [word for word in given if word != "--debug"]

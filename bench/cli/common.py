@@ -77,7 +77,7 @@ def slice_options(samples: int) -> Callable[[F], F]:
         click.option(
             "--workers",
             type=click.IntRange(1),
-            help="Processes.  [default: the number of cores, at most 2, on a CPU; else 1]",
+            help="Processes.  [default: the number of cores, at most 4, on a CPU; else 1]",
         ),
         results_option,
         json_option,
@@ -101,7 +101,7 @@ def workers_of(asked: int | None, device: str) -> int:
     if asked is not None:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(2, cores) if device == "cpu" else 1
+    return min(4, cores) if device == "cpu" else 1
 
 
 def show(tables: list[Table]) -> None:

@@ -143,20 +143,22 @@ def test_the_same_command_computes_nothing_twice(cli: Cli) -> None:
     assert RunFolder(Path(fourth["path"]).parent.parent, fourth["run"]).finished()
 
 
-def test_workers_and_order_change_no_figure(cli: Cli, tmp_path: Path) -> None:
-    words = (
-        "run",
-        "--model",
-        "mnist_bnn",
-        "--attack",
-        "native/pgd,art/pgd,noise",
-        "--json",
-        "--samples",
-        "40",
-    )
-    alone = strip(cli(*words, "--workers", "1").json)
-    several = strip(cli(*words, "--workers", "2", "--results", str(tmp_path / "b")).json)
-    assert alone == several
+def test_workers_and_threads_change_no_figure(cli: Cli, tmp_path: Path) -> None:
+    words = ("run", "--model", "mnist_bnn", "--attack", "pgd_l2,art/pgd,noise", "--json", "--samples", "150")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        alone = cli(*words, "--workers", "1").json
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    several = cli(*words, "--workers", "2", "--results", str(tmp_path / "b")).json
+    pixels = [
+        {file.name: file.read_bytes() for file in Path(document["path"]).glob("adv/*")}
+        for document in (alone, several)
+    ]
+    assert pixels[0] == pixels[1], "to the last bit"
+    assert strip(alone) == strip(several)
 
 
 def test_the_same_command_twice_at_once_computes_once(cli: Cli, tmp_path: Path) -> None:
