@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.core import MADE
-from bench.metrics import WorstCase, cell_metrics, threats, worst_case
+from bench.metrics import DISTANCE, WorstCase, cell_metrics, threats, worst_case
 from bench.render.table import Table, as_markdown, number, percent
 from bench.store import RunFolder, StoreError, runs
 from bench.views import cells, threat_name
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+STAMPED = ("versions", "python", "commit", "dirty", "device", "cores", "time")
+"""What a published leaderboard says of the machine and software its runs were made with."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Standing:
     case: WorstCase
     weights: str
     command: str
+    run: str
+    stamp: Mapping[str, Any]
     flags: tuple[str, ...]
 
 
@@ -66,7 +73,8 @@ def own_rows(folder: RunFolder) -> pd.DataFrame:
 
 def _ranked(best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]]) -> list[Standing]:
     found = []
-    for threat in sorted({place[:3] for place in best}):
+    order = list(DISTANCE)
+    for threat in sorted({place[:3] for place in best}, key=lambda t: (t[0], order.index(t[1]), t[2])):
         entries = [best[place] for place in best if place[:3] == threat]
         most = max(case.attacks for case, _ in entries)
         scores = [(-case.robust_accuracy.value, -case.clean_accuracy.value) for case, _ in entries]
@@ -74,6 +82,8 @@ def _ranked(best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, A
             flags = list(document["model_flags"].get(case.model, []))
             if case.errors:
                 flags.append(f"{case.errors} attacks crashed")
+            if most == 1:
+                flags.append("a single attack")
             if case.attacks < most:
                 flags.append(f"{most - case.attacks} attacks fewer than others")
             found.append(
@@ -82,6 +92,8 @@ def _ranked(best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, A
                     case=case,
                     weights=document["fingerprints"][case.model][:12],
                     command=document["spec"]["command"],
+                    run=document["id"],
+                    stamp=document["stamp"],
                     flags=tuple(flags),
                 )
             )
@@ -118,6 +130,7 @@ def document(found: list[Standing]) -> dict[str, Any]:
     """The leaderboards as JSON: schema 1."""
     return {
         "schema": 1,
+        "runs": {s.run: {"command": s.command, **{key: s.stamp[key] for key in STAMPED}} for s in found},
         "entries": [
             {
                 "rank": s.rank,
@@ -132,7 +145,7 @@ def document(found: list[Standing]) -> dict[str, Any]:
                 "errors": s.case.errors,
                 "strongest": s.case.strongest,
                 "weights": s.weights,
-                "command": s.command,
+                "run": s.run,
                 "flags": list(s.flags),
             }
             for s in found
@@ -200,6 +213,12 @@ def flat(entry: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def _made_with(stamp: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items() if version)
+    commit = f", commit {stamp['commit'][:10]}" if stamp["commit"] else ""
+    return f"Python {stamp['python']}, {versions}{commit}, on {stamp['device']} ({stamp['cores']} cores)"
+
+
 def as_page(found: list[Standing]) -> str:
     """The leaderboards as one Markdown page, with the commands that rebuild it."""
     commands = list(dict.fromkeys(s.command for s in found))
@@ -213,6 +232,8 @@ def as_page(found: list[Standing]) -> str:
         *commands,
         "bench leaderboard",
         "```",
+        "",
+        *dict.fromkeys(f"Made with {_made_with(s.stamp)}." for s in found),
         "",
     ]
     return "\n".join([*head, "\n\n".join(as_markdown(table) for table in tables(found)), ""])

@@ -151,7 +151,7 @@ class WorstCase:
     errors: int
     """Attacks that crashed on some sample: they prove nothing there."""
     strongest: str
-    """The single attack that breaks most."""
+    """The single attack that breaks most; of several, the one that took fewest passes."""
 
 
 def worst_case(rows: pd.DataFrame, norm: str, eps: float | None) -> WorstCase | None:
@@ -174,8 +174,10 @@ def worst_case(rows: pd.DataFrame, norm: str, eps: float | None) -> WorstCase | 
     by_sample = inside.assign(fell=fell & right, right=right, judged=~error).groupby("sample_id")
     samples = by_sample.agg(fell=("fell", "max"), right=("right", "max"), judged=("judged", "max"))
     robust = samples["right"] & ~samples["fell"] & samples["judged"]
-    by_attack = inside.assign(fell=fell & right, error=error).groupby("attack", sort=False)
-    attacks = by_attack.agg(fell=("fell", "sum"), error=("error", "max"))
+    cost = inside["forwards"] + inside["backwards"]
+    by_attack = inside.assign(fell=fell & right, error=error, cost=cost).groupby("attack")
+    attacks = by_attack.agg(fell=("fell", "sum"), error=("error", "max"), cost=("cost", "sum"))
+    attacks = attacks.sort_values(["fell", "cost"], ascending=[False, True], kind="stable")
     return WorstCase(
         model=str(rows["model"].iloc[0]),
         dataset=str(rows["dataset"].iloc[0]),
@@ -186,7 +188,7 @@ def worst_case(rows: pd.DataFrame, norm: str, eps: float | None) -> WorstCase | 
         robust_accuracy=rate(int(robust.sum()), len(samples)),
         attacks=int((~attacks["error"]).sum()),
         errors=int(attacks["error"].sum()),
-        strongest=str(attacks["fell"].idxmax()) if attacks["fell"].max() else "none",
+        strongest=str(attacks.index[0]) if attacks["fell"].max() else "none",
     )
 
 

@@ -11,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from adversarial_bench import __version__
+
 PACKAGES = (
-    "adversarial-bench",
     "torch",
     "torchvision",
     "numpy",
@@ -46,12 +47,14 @@ def stamp(device: str) -> dict[str, Any]:
     """Versions, commit and whether it is dirty, machine, device, time (UTC)."""
     commit = _git("rev-parse", "HEAD")
     return {
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": {
+            "adversarial-bench": __version__,
+            **{package: _version(package) for package in PACKAGES},
+        },
         "python": sys.version.split()[0],
         "commit": commit,
         "dirty": bool(_git("status", "--porcelain")) if commit else None,
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "device": device,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

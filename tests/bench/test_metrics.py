@@ -102,6 +102,15 @@ def test_the_worst_case_is_per_sample() -> None:
     assert (found.attacks, found.strongest) == (2, "b")
 
 
+def test_of_equals_the_cheapest_is_the_strongest() -> None:
+    dear = rows(attack="a", adv_label=3, forwards=40)
+    cheap = rows(attack="b", adv_label=3, forwards=8)
+    for order in ([dear, cheap], [cheap, dear]):
+        found = worst_case(pd.concat(order), "linf", 0.1)
+        assert found is not None
+        assert found.strongest == "b"
+
+
 def test_a_crash_counts_for_nothing_in_the_worst_case() -> None:
     first = rows(attack="a", adv_label=[3, 0], status=["ok", "ok"])
     crash = rows(attack="b", status=["error", "error"])
