@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 
 from adversarial_bench.errors import UserError
 from bench.plan import Task
@@ -34,11 +37,33 @@ def _one_thread() -> Iterator[None]:
 def _begin() -> None:
     # The driver alone answers Ctrl-C; a worker that dies of it would print its own traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_the_driver, daemon=True).start()
+
+
+def _follow_the_driver() -> None:
+    """Ends this worker when the driver is gone, even one that was killed: nobody will take its results."""
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        driver.join()
+        os._exit(1)
 
 
 def _compute(task: Task) -> Outcome:
     with _one_thread():
         return compute(task)
+
+
+def _context() -> BaseContext:
+    """How processes are made.
+
+    Forking a process that has run torch's thread pool can hang it. A server that has only imported
+    torch can be forked, and its children share the 0.2 to 0.4 GB that the import takes.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.runner"])
+    return context
 
 
 def execute(tasks: Iterable[Task], workers: int) -> Iterator[tuple[Task, Outcome]]:
@@ -50,8 +75,7 @@ def execute(tasks: Iterable[Task], workers: int) -> Iterator[tuple[Task, Outcome
         for task in tasks:
             yield task, _compute(task)
         return
-    # Forking a process that has run torch's thread pool can hang it.
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
     try:
         waiting = {pool.submit(_compute, task): task for task in tasks}

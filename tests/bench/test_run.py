@@ -196,7 +196,16 @@ def test_a_damaged_shard_is_computed_again(cli: Cli, damage: str) -> None:
     assert strip(cli(*words).json) == before
 
 
-@pytest.mark.parametrize(("how", "workers"), [(signal.SIGKILL, 1), (signal.SIGINT, 1), (signal.SIGINT, 2)])
+def _descendants(pid: int) -> list[int]:
+    """The processes below one, on Linux; elsewhere none are found."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    below = [int(child) for child in children.read_text().split()] if children.exists() else []
+    return below + [deeper for child in below for deeper in _descendants(child)]
+
+
+@pytest.mark.parametrize(
+    ("how", "workers"), [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGINT, 1), (signal.SIGINT, 2)]
+)
 def test_a_killed_run_goes_on_to_the_same_figures(
     cli: Cli, tmp_path: Path, how: signal.Signals, workers: int
 ) -> None:
@@ -227,6 +236,8 @@ def test_a_killed_run_goes_on_to_the_same_figures(
     deadline = time.monotonic() + 120
     while len(list(other.glob("runs/*/shards/*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
+    workers_left = _descendants(running.pid)
+    assert len(workers_left) >= workers - 1
     os.kill(running.pid, how)
     _, err = running.communicate(timeout=60)
     stored = len(list(other.glob("runs/*/shards/*.json")))
@@ -236,6 +247,10 @@ def test_a_killed_run_goes_on_to_the_same_figures(
         assert err.strip().splitlines() == [
             "bench: error: interrupted; what was finished is stored, and the same command goes on from there"
         ]
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}/exe").exists() for pid in workers_left) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers_left if Path(f"/proc/{pid}/exe").exists()], "nobody is left behind"
     resumed = cli(*words, "--results", str(other))
     assert strip(resumed.json) == whole
     assert not list(other.glob("runs/*/*/*.partial")) or how == signal.SIGKILL
