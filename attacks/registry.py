@@ -44,10 +44,11 @@ def get(name: str) -> Entry:
 
 
 def select(pattern: str) -> list[str]:
-    """The names that a comma list of names, globs, `all` and `all+slow` stands for, in order.
+    """The names that a comma list of names and globs stands for, in order.
 
-    `all` is everything without the tag `slow`. A bare glob matches native short names. Raises
-    UnknownNameError for a part that matches nothing.
+    A glob, and `all`, leave out what is tagged `slow`; with `+slow` behind them they do not, nor where
+    nothing else would be left. A bare glob matches native short names. Raises UnknownNameError for a
+    part that matches nothing.
     """
     chosen: dict[str, None] = {}
     for part in filter(None, (p.strip() for p in pattern.split(","))):
@@ -58,14 +59,12 @@ def select(pattern: str) -> list[str]:
 
 
 def _matching(part: str) -> Iterable[str]:
-    if part == "all":
-        return [name for name, entry in catalogue().items() if "slow" not in entry.tags]
-    if part == "all+slow":
-        return names()
-    if any(c in part for c in "*?["):
-        full = part if "/" in part else f"native/{part}"
-        found = fnmatch.filter(names(), full)
-        if not found:
-            raise unknown("attack", part, names(), "bench list attacks")
-        return found
-    return [get(part).name]
+    wanted = part.removesuffix("+slow")
+    glob = "*" if wanted == "all" else wanted if "/" in wanted else f"native/{wanted}"
+    if not any(c in glob for c in "*?["):
+        return [get(part).name]
+    found = fnmatch.filter(names(), glob)
+    if not found:
+        raise unknown("attack", part, names(), "bench list attacks")
+    quick = [name for name in found if "slow" not in catalogue()[name].tags]
+    return quick if quick and wanted == part else found

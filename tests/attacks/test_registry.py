@@ -34,6 +34,16 @@ def test_an_unknown_name_gets_the_nearest(wrong: str, near: str) -> None:
         attacks.select(wrong)
 
 
+def test_globs_leave_out_the_slow_unless_they_are_meant() -> None:
+    slow = set(attacks.names("slow"))
+    assert not slow & set(attacks.select("art/*,foolbox/*"))
+    assert set(attacks.select("art/*+slow")) == {name for name in attacks.names() if name.startswith("art/")}
+    meant = attacks.select("foolbox/hopskipjump*")
+    assert meant
+    assert set(meant) <= slow
+    assert attacks.select("foolbox/boundary") == ["foolbox/boundary"]
+
+
 def test_a_glob_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(UnknownNameError):
         attacks.select("nothing*")

@@ -26,7 +26,7 @@ SAMPLES = 200
     "attacks",
     default="all",
     show_default=True,
-    help="Attacks, by comma; globs; all; all+slow.",
+    help="Attacks, by comma; globs; all. A glob leaves out slow attacks: all+slow, art/*+slow have them.",
 )
 @click.option("--weights", type=click.Path(), help="A safetensors file for the model.")
 @click.option(
