@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from typing import Any
 
 import zoo
@@ -41,7 +42,7 @@ class Cell:
     """The model whose images are shown, for a transfer cell."""
     source_key: str | None = None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """16 hex digits that change with anything that could change a row."""
         return digest(SCHEMA, asdict(self))[:16]
@@ -57,7 +58,7 @@ class Task:
     images_file: str | None = None
     """For a transfer: the source shard's adversarial images."""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The shard's file name, without its ending."""
         return self._named(self.cell.key)
@@ -71,14 +72,19 @@ class Task:
         return f"{key}-{digest(list(self.ids))[:8]}"
 
 
+@cache
+def _order(dataset: str, size: int) -> list[int]:
+    """Every cell of a run cuts its slice from the same order."""
+    return sorted(range(size), key=lambda i: hashlib.sha256(f"{dataset}:{i}".encode()).digest())
+
+
 def slice_ids(dataset: str, size: int, samples: int) -> list[int]:
     """The first `samples` ids of a fixed random order of the dataset's `size` images.
 
     The order is the same for everybody, so slices nest and runs compare; it is random, because the
     first half of MNIST's test set is easier than the second and an interval needs a random sample.
     """
-    order = sorted(range(size), key=lambda i: hashlib.sha256(f"{dataset}:{i}".encode()).digest())
-    return order[:samples]
+    return _order(dataset, size)[:samples]
 
 
 def configure(spec: RunSpec, attack: str) -> Entry:
@@ -100,7 +106,7 @@ def check_known(parameter: str, entries: Sequence[Entry]) -> None:
 
 
 def check(spec: RunSpec) -> None:
-    """Raises for a preset or parameter that no chosen attack has, or targets nobody can use."""
+    """Raises for a preset or parameter that no chosen attack has."""
     entries = [get(name) for name in spec.attacks]
     if spec.preset and not any(spec.preset in entry.presets for entry in entries):
         known = sorted({preset for entry in entries for preset in entry.presets})
@@ -111,7 +117,7 @@ def check(spec: RunSpec) -> None:
         if owner:
             if get(owner).name not in spec.attacks:
                 raise SpecError(f"--param names {owner}, which is not among the chosen attacks")
-            get(owner).configured(**{name: get(owner).parameters().get(name)})
+            check_known(name, [get(owner)])
         else:
             check_known(name, entries)
 

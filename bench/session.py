@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import zoo
 from bench.executors import execute
-from bench.plan import Cell, Task, cells_of, slice_ids, tasks_of
+from bench.plan import Task, cells_of, slice_ids, tasks_of
 from bench.runner import check_model, load_data, load_model
 from bench.spec import RunSpec
 from bench.stamp import stamp
@@ -28,7 +28,6 @@ class Run:
     spec: RunSpec
     folder: RunFolder
     rows: pd.DataFrame
-    cells: list[Cell]
     model_flags: dict[str, list[str]] = field(default_factory=dict)
     computed: int = 0
     """Shards computed by this call."""
@@ -81,7 +80,7 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
 
     folder = RunFolder(results, spec.id)
     folder.create()
-    run = Run(spec, folder, folder.rows([]), cells, flags)
+    run = Run(spec, folder, folder.rows([]), flags)
     tasks = {cell.key: tasks_of(cell, spec) for cell in cells}
     total = sum(len(task.ids) for group in tasks.values() for task in group)
     with folder.lock(progress.waiting):

@@ -256,6 +256,21 @@ def test_adam_is_torchs_adam() -> None:
     torch.testing.assert_close(moved, reference.detach())
 
 
+def test_raw_and_momentum_steps_are_their_formulas() -> None:
+    from attacks.updates import Momentum, Raw
+
+    x, grads = torch.zeros(1, 1, 1, 2), [torch.tensor([[[[3.0, -1.0]]]]), torch.tensor([[[[-1.0, -1.0]]]])]
+    moved, _ = Raw().step(x, grads[0], {}, 0.5, 0)
+    assert moved.flatten().tolist() == [1.5, -0.5]
+    # m = (1.5, -0.5), then decay * m + (-1, -1): (-0.25, -1.25) for decay 0.5, (0.5, -1.5) for decay 1.
+    for decay, expected in ((0.5, [0.0, -0.2]), (1.0, [0.2, -0.2])):
+        rule, moved = Momentum(decay=decay), x
+        state = rule.start(x)
+        for k, grad in enumerate(grads):
+            moved, state = rule.step(moved, grad, state, 0.1, k)
+        torch.testing.assert_close(moved.flatten(), torch.tensor(expected))
+
+
 def test_feature_ascent_raises_its_channel(relu: nn.Module) -> None:
     from attacks.models import recorded
 
