@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Whom a network is trained against: an attack on every batch, at a radius that grows at first."""
+
+    attack: str
+    """The full name; who trains hands it over as a function, since the zoo knows no attack."""
+    eps: float
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    ramp: int = 0
+    """Epochs over which the radius grows from 0 to `eps`: from the start, 0.3 teaches a small net nothing."""
+
+    def radius(self, progress: float) -> float:
+        """The radius after `progress` epochs."""
+        return self.eps * min(1.0, progress / self.ramp) if self.ramp else self.eps
 
 
 @dataclass(frozen=True)
@@ -22,6 +38,7 @@ class Recipe:
     shift: int = 0
     """Random translation of each training image, up to this many pixels each way."""
     seed: int = 0
+    adversary: Adversary | None = None
 
 
 @dataclass(frozen=True)
@@ -49,17 +66,20 @@ class ModelCard:
 
 _PA2 = Recipe(epochs=10, lr=1e-3, batch_size=64, schedule="cosine")
 
+_CNN = ModelCard(
+    "mnist_cnn",
+    "mnist",
+    "zoo.models.mnist:cnn",
+    _PA2,
+    "PA2 §1",
+    "CNN: two conv blocks with max-pooling, two fully connected layers",
+)
+_PGD_AT = Adversary("native/pgd", eps=0.35, parameters={"steps": 7, "stop": "never", "keep": "last"}, ramp=5)
+
 CARDS: dict[str, ModelCard] = {
     card.name: card
     for card in (
-        ModelCard(
-            "mnist_cnn",
-            "mnist",
-            "zoo.models.mnist:cnn",
-            _PA2,
-            "PA2 §1",
-            "CNN: two conv blocks with max-pooling, two fully connected layers",
-        ),
+        _CNN,
         ModelCard(
             "mnist_cnn_bn",
             "mnist",
@@ -87,6 +107,13 @@ CARDS: dict[str, ModelCard] = {
             "mnist_relu with Sign activations: a binarised network",
             gradient="straight-through",
             peer="mnist_relu",
+        ),
+        replace(
+            _CNN,
+            name="mnist_cnn@pgd_at",
+            recipe=Recipe(epochs=20, lr=1e-3, batch_size=128, schedule="cosine", adversary=_PGD_AT),
+            source="Madry et al. 2018, arXiv:1706.06083",
+            summary="mnist_cnn, trained against PGD in the Linf ball",
         ),
     )
 }

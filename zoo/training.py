@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,9 @@ from adversarial_bench.errors import UserError
 from adversarial_bench.files import write_whole
 from adversarial_bench.hashing import digest, file_digest, seed_of
 from zoo.cards import ModelCard, Recipe
+
+Perturb = Callable[[nn.Module, Tensor, Tensor, float, Sequence[int]], Tensor]
+"""(model, images, labels, radius, a seed per image) to the images that the model is trained on."""
 
 
 class TrainingError(UserError):
@@ -63,11 +66,12 @@ def train_epoch(
     labels: Tensor,
     epoch: int,
     tick: Callable[[], None] = lambda: None,
+    perturb: Perturb | None = None,
 ) -> tuple[float, float]:
     """One pass over the shuffled images; returns the mean loss and accuracy seen on the way.
 
-    Shuffle and shifts depend on (recipe seed, epoch) alone. Raises TrainingError on a loss that is
-    not finite.
+    Shuffle, shifts and the adversary's draws depend on (recipe seed, epoch) alone. `perturb` is the
+    recipe's adversary. Raises TrainingError on a loss that is not finite.
     """
     model.train()
     generator = torch.Generator().manual_seed(seed_of(recipe.seed, "epoch", epoch))
@@ -80,6 +84,9 @@ def train_epoch(
         x, y = images[batch], labels[batch]
         if recipe.shift:
             x = shifted(x, recipe.shift, generator)
+        if perturb is not None and recipe.adversary is not None:
+            radius = recipe.adversary.radius(epoch + (i + 1) / len(batches))
+            x = perturb(model, x, y, radius, [seed_of(recipe.seed, epoch, j) for j in batch.tolist()])
         logits = model(x)
         loss = F.cross_entropy(logits, y)
         if not torch.isfinite(loss):
@@ -114,14 +121,18 @@ def train(
     tick: Callable[[], None] = lambda: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_resume: Callable[[int], None] = lambda epoch: None,
+    perturb: Perturb | None = None,
 ) -> dict[str, Any]:
     """Trains a card's network and writes `NAME.safetensors` and its manifest `NAME.json` into `out`.
 
     A checkpoint after each epoch lets the same call continue where it was stopped. Returns the
-    manifest: sha256, recipe, curve, accuracy on the whole test split, versions.
+    manifest: sha256, recipe, curve, accuracy on the whole test split, versions. `perturb` attacks
+    each batch where the recipe has an adversary; raises TrainingError where it is missing.
     """
     from safetensors.torch import save_file
 
+    if recipe.adversary is not None and perturb is None:
+        raise TrainingError(f"the recipe of {card.name} needs its adversary; `bench train` brings it")
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / f"{card.name}.checkpoint.pt"
     identity = digest(card.name, recipe, len(train_data[0]))
@@ -140,7 +151,7 @@ def train(
         on_resume(len(curve))
     for epoch in range(len(curve), recipe.epochs):
         start = time.perf_counter()
-        loss, accuracy = train_epoch(model, optimizer, recipe, *train_data, epoch, tick)
+        loss, accuracy = train_epoch(model, optimizer, recipe, *train_data, epoch, tick, perturb)
         seconds = time.perf_counter() - start
         curve.append(Epoch(epoch + 1, loss, accuracy, *evaluate(model, *test_data), seconds))
         reached = {

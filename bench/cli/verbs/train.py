@@ -45,6 +45,7 @@ def command(
 
     import zoo
     from adversarial_bench.errors import UserError
+    from bench.defences import perturbing
     from zoo import datasets, training
 
     card = zoo.card(name)
@@ -90,6 +91,7 @@ def command(
             tick=lambda: bar.advance(line),
             on_epoch=epoch_done,
             on_resume=resumed,
+            perturb=perturbing(recipe.adversary),
         )
     if as_json:
         show_json(manifest)
