@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import seed_of
-from attacks.core import MADE, Entry, Goal, ParameterError, Result
+from attacks.core import COUNTS, MADE, Entry, Goal, ParameterError, Result
 from attacks.registry import get
 
 if TYPE_CHECKING:
@@ -84,6 +84,15 @@ def goal_for(entry: Entry, labels: Tensor, targets: Tensor | None) -> Goal:
     return Goal(kind, targets)
 
 
+def standing(model: Callable[[Tensor], Tensor], images: Tensor, goal: Goal, batch_size: int) -> Tensor:
+    """The rows of the images (N, C, H, W) that do not meet their goal."""
+    import torch
+
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in images.split(batch_size)])
+    return (~goal.reached(logits)).nonzero().squeeze(1)
+
+
 def run_goal(
     entry: Entry,
     model: Callable[[Tensor], Tensor],
@@ -96,17 +105,13 @@ def run_goal(
     restarts: int = 1,
 ) -> Result:
     """Runs a configured attack, and again from new seeds on the samples that still stand."""
-    import torch
 
     def seeds(chosen: Sequence[int], restart: int) -> list[int]:
         return [seed_of(seed, entry.name, i, restart) for i in chosen]
 
     result = entry.run(model, images, goal, seeds(ids, 0), batch_size)
     for restart in range(1, restarts):
-        with torch.no_grad():
-            parts = result.images.split(batch_size)
-            logits = torch.cat([model(part) for part in parts])
-        left = (~goal.reached(logits)).nonzero().squeeze(1)
+        left = standing(model, result.images, goal, batch_size)
         if not len(left):
             break
         again = entry.run(
@@ -114,7 +119,7 @@ def run_goal(
         )
         for f in dataclasses.fields(Result):
             total, new = getattr(result, f.name), getattr(again, f.name)
-            total[left] = new if f.name == "images" else total[left] + new
+            total[left] = total[left] + new if f.name in COUNTS else new
     return result
 
 

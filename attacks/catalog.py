@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from attacks.constraints import L2, BinaryInk, Box, Ink, Linf
-from attacks.inits import GreyNoise, Image, Zeros
+from attacks.constraints import L1, L2, BinaryInk, Box, Ink, Linf
+from attacks.inits import GreyNoise, Image, Stripes, Tiles, Zeros
 from attacks.native import Attack
-from attacks.objectives import MSE, CrossEntropy, Feature, Logit, OneHotError, SquaredNorm
+from attacks.objectives import DLR, MSE, CrossEntropy, Feature, Logit, Margin, OneHotError, SquaredNorm
+from attacks.searches import Corners, Patches, PatchesL1, Square
 from attacks.stops import Confident, Never
-from attacks.updates import Adam, Normalized, OverStd, Sign
+from attacks.suite import Suite
+from attacks.updates import APGD, APGDL1, APGDL2, Adam, Normalized, OverStd, Sign
 
 _one_step: dict[str, Any] = {"steps": 1, "stop": Never(), "keep": "last"}
 """The step is taken whatever the model made of the image before it."""
@@ -22,6 +24,28 @@ _pgd = Attack(
     Sign(),
     "Madry et al. 2018, arXiv:1706.06083",
     init=Image(random_start=True),
+)
+_apgd = Attack(
+    "apgd_ce",
+    "APGD on cross-entropy in the Linf ball: its step halves where progress stops",
+    CrossEntropy(),
+    Linf() & Box(),
+    APGD(),
+    "Croce & Hein 2020, arXiv:2003.01690",
+    init=Image(random_start=True),
+    steps=100,
+)
+_apgd_dlr = replace(_apgd, short="apgd_dlr", summary="APGD on the DLR loss in the Linf ball", objective=DLR())
+_square = Attack(
+    "square",
+    "random squares of +eps or -eps, kept where the margin falls: asks for scores, not for gradients",
+    Margin(),
+    Linf() & Box(),
+    Square(),
+    "Andriushchenko et al. 2020, arXiv:1912.00049",
+    init=Stripes(),
+    steps=1000,
+    tags=frozenset({"score"}),
 )
 _ink = Attack(
     "ink",
@@ -35,7 +59,50 @@ _ink = Attack(
     presets={"hw2": {"step_size": 1 / 255, "steps": 500}},
 )
 
-ATTACKS: tuple[Attack, ...] = (
+_NORMS: dict[str, dict[str, Any]] = {
+    "l2": {"constraint": L2() & Box(), "update": APGDL2()},
+    "l1": {"constraint": L1() & Box(), "update": APGDL1()},
+}
+_SEARCHES: dict[str, dict[str, Any]] = {
+    "l2": {"constraint": L2() & Box(), "update": Patches()},
+    "l1": {"constraint": L1() & Box(), "update": PatchesL1()},
+}
+
+
+def _in(norm: str, attack: Attack) -> Attack:
+    """An APGD of the Linf ball in another norm's."""
+    summary = attack.summary.replace("Linf", norm.upper())
+    return replace(attack, short=f"{attack.short}_{norm}", summary=summary, **_NORMS[norm])
+
+
+def _square_in(norm: str) -> Attack:
+    summary = "bumps moved about the perturbation, kept where the margin falls: asks for scores alone"
+    parts = _SEARCHES[norm]
+    return replace(_square, short=f"square_{norm}", summary=summary, init=Tiles(), **parts)
+
+
+def _standard(short: str, ce: Attack, dlr: Attack, *last: Attack) -> Suite:
+    """AutoAttack's parts, each on what still stands: APGD on cross-entropy, on DLR towards each class, and
+    a search that sees no gradient; a network of steps also by the surrogates that field tests found best."""
+    surrogates = ("own", "tanh", "poly")
+    return Suite(
+        short,
+        f"APGD on cross-entropy and on targeted DLR, then a search by score, in the {ce.norm.title()} ball",
+        (
+            *(replace(ce, surrogate=surrogate) for surrogate in surrogates),
+            *(replace(dlr, surrogate=surrogate) for surrogate in surrogates[1:]),
+            *(replace(dlr, aim=aim) for aim in range(1, 10)),
+            *last,
+        ),
+        "Croce & Hein 2020, arXiv:2003.01690, without FAB",
+        frozenset({"gradient", "score", "slow"}),
+    )
+
+
+ATTACKS: tuple[Attack | Suite, ...] = (
+    _standard("standard", _apgd, _apgd_dlr, _square),
+    _standard("standard_l2", _in("l2", _apgd), _in("l2", _apgd_dlr), _square_in("l2")),
+    _standard("standard_l1", _in("l1", _apgd), _in("l1", _apgd_dlr), _square_in("l1")),
     replace(
         _pgd,
         short="fgsm",
@@ -51,6 +118,21 @@ ATTACKS: tuple[Attack, ...] = (
         summary="projected gradient descent on cross-entropy in the L2 ball, from a random start",
         constraint=L2() & Box(),
         update=Normalized(),
+    ),
+    _apgd,
+    _apgd_dlr,
+    *(_in(norm, attack) for norm in _NORMS for attack in (_apgd, _apgd_dlr)),
+    _square,
+    *map(_square_in, _SEARCHES),
+    Attack(
+        "corners",
+        "random corners of the Linf ball: noise that knows nothing of the model",
+        Margin(),
+        Linf() & Box(),
+        Corners(),
+        "Carlini et al. 2019, §5 (arXiv:1902.06705): what a gradient attack must beat",
+        steps=10,
+        tags=frozenset({"noise", "score"}),
     ),
     Attack(
         "fgsm_mse",

@@ -21,6 +21,10 @@ CONFIDENT = 0.9
 """The probability from which on HW2 calls a network sure of its answer."""
 
 
+SURROGATES = ("own", "clip", "tanh", "poly", "identity")
+"""Whose gradient stands at a network's thresholds: see `attacks.surrogates`."""
+
+
 class ParameterError(UserError):
     """An attack parameter that is missing, unknown or out of range."""
 
@@ -67,9 +71,11 @@ class Goal:
 
     kind: GoalKind
     classes: Tensor
+    aim: Tensor | None = None
+    """(B,) for an untargeted goal, the class that an objective may push towards; any wrong one will do."""
 
     def __getitem__(self, rows: Any) -> Goal:
-        return Goal(self.kind, self.classes[rows])
+        return Goal(self.kind, self.classes[rows], None if self.aim is None else self.aim[rows])
 
     @property
     def made(self) -> bool:
@@ -113,6 +119,18 @@ class Result:
     """(N,) steps taken; -1 where the library does not tell."""
     zero_gradients: Tensor
     """(N,) steps whose gradient was exactly zero."""
+    late_gain: Tensor
+    """(N,) float: the last 10 steps' share of what the best objective gained over all steps.
+
+    0 for a sample that left before, and where the library does not tell. Near 0 when an attack has
+    converged (Pintor et al. 2022, arXiv:2106.09947).
+    """
+    member: Tensor
+    """(N,) which of a suite's attacks made the image; -1 for none, and for an attack that is no suite."""
+
+
+COUNTS = ("forwards", "backwards", "steps", "zero_gradients")
+"""The fields of a result that add up over tries."""
 
 
 class Entry(Protocol):

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from adversarial_bench.errors import UserError
-from attacks.core import Goal, Result, View
+from attacks.core import Goal, ParameterError, Result, View
 from attacks.models import frozen, recorded
 from attacks.native import Attack
+from attacks.surrogates import smoothed
+from attacks.updates import At
+
+LATE = 10
+"""The last steps of an attack, in which one that has converged gains nothing (Pintor et al. 2022)."""
 
 
 class DetachedError(UserError):
@@ -32,11 +39,32 @@ def run(
     model gives no gradient.
     """
     parts = []
-    with frozen(model), recorded(model, attack.objective.layers()) as features:
+    with (
+        frozen(model),
+        recorded(model, attack.objective.layers()) as features,
+        smoothed(model, images, attack.surrogate, attack.surrogate_width) as shown,
+    ):
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
-            parts.append(_batch(attack, model, images[rows], goal[rows], seeds[rows], features))
+            aimed = _aimed(attack, model, images[rows], goal[rows])
+            parts.append(_batch(attack, shown, images[rows], aimed, seeds[rows], features))
     return Result(*(torch.cat([getattr(part, f) for part in parts]) for f in Result.__dataclass_fields__))
+
+
+def _aimed(attack: Attack, model: Callable[[Tensor], Tensor], x0: Tensor, goal: Goal) -> Goal:
+    """The goal with the attack's aim: of the wrong classes, the one that the model finds `aim`-th likeliest.
+
+    Raises ParameterError where the model has no such class.
+    """
+    if not attack.aim or goal.sign > 0:
+        return goal
+    with torch.no_grad():
+        logits = model(x0).scatter(1, goal.classes[:, None], float("-inf"))
+    if attack.aim >= logits.shape[1]:
+        raise ParameterError(
+            f"aim must be from 1 to {logits.shape[1] - 1}, the model's wrong classes; got {attack.aim}"
+        )
+    return replace(goal, aim=logits.topk(attack.aim, dim=1).indices[:, -1])
 
 
 def _batch(
@@ -54,16 +82,19 @@ def _batch(
     best_score = x0.new_full((count,), float("-inf"))
     forwards = torch.zeros(count, dtype=torch.long, device=x0.device)
     backwards, zeros = forwards.clone(), forwards.clone()
+    # The objective at the first step, its best so far, and the best ten steps before the last.
+    first, peak, late = (best_score.clone() for _ in range(3))
 
     rows = torch.arange(count, device=x0.device)
     # `walk` is the optimiser's point, x the image it stands for: the same, unless x is discrete.
     walk = constraint.relax(attack.init(x0, constraint, seeds), x0)
     x = constraint.project(walk, x0)
-    state = update.start(walk)
+    state = update.start(walk, torch.tensor(seeds, device=x0.device))
     for k in range(attack.steps + 1):
         final = k == attack.steps
-        x = x.detach().requires_grad_(not final)
-        with torch.set_grad_enabled(not final):
+        differentiate = update.gradient and not final
+        x = x.detach().requires_grad_(differentiate)
+        with torch.set_grad_enabled(differentiate):
             logits = model(x)
         forwards[rows] += 1
 
@@ -79,19 +110,33 @@ def _batch(
             best[rows[unmet]] = x.detach()[unmet]
             break
 
-        if not logits.requires_grad:
+        if differentiate and not logits.requires_grad:
             raise DetachedError("the model's output has no gradient to its input (a detached layer?)")
-        objective = attack.objective(View(x, x0, logits, goal, features))
-        (grad,) = torch.autograd.grad(objective[active].sum(), x)
+        with torch.set_grad_enabled(differentiate):
+            value = attack.objective(View(x, x0, logits, goal, features))
+        grad = x.new_empty(0)
+        if differentiate:
+            (grad,) = torch.autograd.grad(value[active].sum(), x)
+        value = value.detach()
         if not active.all():
-            rows, x0, goal, walk, grad = rows[active], x0[active], goal[active], walk[active], grad[active]
-            state = {name: value[active] for name, value in state.items()}
-        backwards[rows] += 1
-        zeros[rows] += (grad.flatten(1) == 0).all(1)
-        walk, state = update.step(walk, grad, state, size, k)
+            rows, x0, goal, walk, value = rows[active], x0[active], goal[active], walk[active], value[active]
+            grad = grad[active] if differentiate else grad
+            state = {name: kept[active] for name, kept in state.items()}
+        if differentiate:
+            backwards[rows] += 1
+            zeros[rows] += (grad.flatten(1) == 0).all(1)
+        peak[rows] = peak[rows].maximum(value)
+        if k == 0:
+            first[rows] = value
+        if k == max(attack.steps - LATE, 0):
+            late[rows] = peak[rows]
+        at = At(walk, value, grad, x0, size, k, attack.steps, partial(constraint.relax, x0=x0))
+        walk, state = update.step(at, state)
         walk = constraint.relax(walk, x0)
         x = constraint.project(walk, x0)
-    return Result(best, forwards, backwards, backwards.clone(), zeros)
+    gained = torch.where(late.isfinite() & (peak > first), (peak - late) / (peak - first), 0)
+    unknown = torch.full_like(forwards, -1)
+    return Result(best, forwards, backwards, forwards - 1, zeros, gained, unknown)
 
 
 def _score(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -88,3 +90,20 @@ def recorded(model: Any, layers: tuple[str, ...]) -> Iterator[dict[str, Tensor]]
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Expectation(nn.Module):
+    """A randomised model's mean over draws: log of the mean of softmax over `draws` passes.
+
+    Its gradient is the expectation over transformation's (Athalye et al. 2018, §4.2, arXiv:1802.00420), and
+    its class is what the model says on average, which one pass does not tell.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Tensor], draws: int) -> None:
+        super().__init__()
+        self.model = model
+        self.draws = draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        passes = torch.stack([self.model(x).log_softmax(1) for _ in range(self.draws)])
+        return passes.logsumexp(0) - math.log(self.draws)

@@ -11,6 +11,7 @@ from adversarial_bench import __version__
 from attacks.constraints import Constraint
 from attacks.core import (
     RADIUS_NORMS,
+    SURROGATES,
     GoalKind,
     Norm,
     ParameterError,
@@ -20,7 +21,7 @@ from attacks.core import (
     check_parameter,
 )
 from attacks.inits import Image, Init
-from attacks.objectives import Objective
+from attacks.objectives import LOSSES, Objective
 from attacks.stops import STOPS, Fooled, Stop
 from attacks.updates import Update
 
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 
     from attacks.core import Goal
 
+_OWN = ("steps", "keep", "aim", "surrogate", "surrogate_width")
+"""The parameters that are fields of the attack and not of a component."""
+_CHOICES = {
+    "keep": ("confident", "nearest", "last"),
+    "surrogate": SURROGATES,
+}
 _COMPONENTS = ("objective", "constraint", "update", "init", "stop")
 
 
@@ -76,6 +83,12 @@ class Attack:
     """Which successful iterate is returned; `last` returns the last iterate, successful or not."""
     goals: tuple[GoalKind, ...] = ("untargeted", "targeted")
     """What it can aim at; the first is its default."""
+    aim: int = 0
+    """From 1 on: of the wrong classes, push an untargeted attack to the one that is so many-th likeliest."""
+    surrogate: str = "own"
+    """The gradient at thresholds, roundings and detachments: see `attacks.surrogates`."""
+    surrogate_width: float = 1.0
+    """In units of the activation's input."""
     tags: frozenset[str] = frozenset({"gradient"})
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """An assignment's own hyperparameters, by the assignment's short name."""
@@ -103,8 +116,9 @@ class Attack:
         found: dict[str, Any] = {}
         for component in _COMPONENTS:
             found.update(_scalars(getattr(self, component)))
-        stop = next((name for name, stop in STOPS.items() if type(stop) is type(self.stop)), "")
-        return {**found, "steps": self.steps, "stop": stop, "keep": self.keep}
+        found["stop"] = next((name for name, stop in STOPS.items() if type(stop) is type(self.stop)), "")
+        found["loss"] = next((name for name, loss in LOSSES.items() if loss == self.objective), "its own")
+        return {**found, **{name: getattr(self, name) for name in _OWN}}
 
     def configured(self, **parameters: Any) -> Attack:
         """A copy with parameters changed. Raises for an unknown name or a value out of range."""
@@ -118,9 +132,18 @@ class Attack:
             if parameters["stop"] not in STOPS:
                 raise ParameterError(f"stop must be one of {', '.join(STOPS)}; got {parameters['stop']!r}")
             attack = dataclasses.replace(attack, stop=STOPS[parameters["stop"]])
-        if parameters.get("keep", "last") not in ("confident", "nearest", "last"):
-            raise ParameterError(f"keep must be confident, nearest or last; got {parameters['keep']!r}")
-        own = {name: parameters[name] for name in ("steps", "keep") if name in parameters}
+        if parameters.get("loss", "its own") not in (*LOSSES, "its own"):
+            raise ParameterError(f"loss must be one of {', '.join(LOSSES)}; got {parameters['loss']!r}")
+        if loss := LOSSES.get(parameters.get("loss", "")):
+            attack = dataclasses.replace(attack, objective=loss)
+        for name, allowed in _CHOICES.items():
+            if parameters.get(name, allowed[0]) not in allowed:
+                raise ParameterError(f"{name} must be one of {', '.join(allowed)}; got {parameters[name]!r}")
+        if not (isinstance(aim := parameters.get("aim", 0), int) and aim >= 0):
+            raise ParameterError(f"aim must be a whole number from 0 on; got {aim!r}")
+        if parameters.get("surrogate_width", 1) <= 0:
+            raise ParameterError(f"surrogate_width must be above 0; got {parameters['surrogate_width']!r}")
+        own = {name: parameters[name] for name in _OWN if name in parameters}
         parts = {name: _replaced(getattr(attack, name), parameters) for name in _COMPONENTS}
         return dataclasses.replace(attack, **parts, **own)
 

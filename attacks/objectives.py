@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attacks.core import View
+from attacks.core import ParameterError, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,6 +75,16 @@ class Negated(Objective):
         return self.term.layers()
 
 
+def margin(view: View) -> Tensor:
+    """(B,): what `Margin` says."""
+    index = view.goal.classes[:, None]
+    own = view.logits.gather(1, index).squeeze(1)
+    if view.goal.aim is not None:
+        return view.logits.gather(1, view.goal.aim[:, None]).squeeze(1) - own
+    other = view.logits.scatter(1, index, float("-inf")).amax(1)
+    return view.goal.sign * (own - other)
+
+
 @dataclass(frozen=True)
 class Logit(Objective):
     """z_t for a class to reach, -z_y for one to leave (PA2 §3)."""
@@ -96,14 +106,34 @@ class CrossEntropy(Objective):
 class Margin(Objective):
     """max_{j != y} z_j - z_y for a class to leave, z_t - max_{j != t} z_j for one to reach.
 
-    Positive exactly when the goal is met. Source: Carlini & Wagner 2017, f_6.
+    Positive exactly when the goal is met; with an aim t, z_t - z_y. Source: Carlini & Wagner 2017, f_6.
     """
 
     def __call__(self, view: View) -> Tensor:
-        index = view.goal.classes[:, None]
-        own = view.logits.gather(1, index).squeeze(1)
-        other = view.logits.scatter(1, index, float("-inf")).amax(1)
-        return view.goal.sign * (own - other)
+        return margin(view)
+
+
+@dataclass(frozen=True)
+class DLR(Objective):
+    """The margin over a difference of logits, so that no scale of the logits changes it.
+
+    (max_{j != y} z_j - z_y) / (z_1 - z_3) for a class to leave, z_1 >= z_2 >= … the sorted logits; with an
+    aim t, (z_t - z_y) / (z_1 - (z_3 + z_4) / 2); for a class t to reach, its margin over the latter.
+    Source: Croce & Hein 2020, equations 4 and 6 (arXiv:2003.01690). Raises ParameterError where there are
+    fewer than 3 classes, with an aim or a target fewer than 4.
+    """
+
+    def __call__(self, view: View) -> Tensor:
+        aim, goal = view.goal.aim, view.goal
+        towards = aim is not None or goal.sign > 0
+        if view.logits.shape[1] < 3 + towards:
+            raise ParameterError(
+                f"the DLR loss needs at least {3 + towards} classes, and the model has "
+                f"{view.logits.shape[1]}; use loss=margin"
+            )
+        top = view.logits.topk(3 + towards, dim=1).values
+        width = top[:, 0] - ((top[:, 2] + top[:, 3]) / 2 if towards else top[:, 2])
+        return margin(view) / (width + 1e-12)
 
 
 @dataclass(frozen=True)
@@ -154,3 +184,7 @@ class Feature(Objective):
 
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)
+
+
+LOSSES: dict[str, Objective] = {"ce": CrossEntropy(), "margin": Margin(), "dlr": DLR(), "logit": Logit()}
+"""The objectives that an attack's `loss` parameter names."""

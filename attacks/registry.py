@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import Any
 
 from adversarial_bench.errors import unknown
-from attacks.core import Entry
+from attacks.core import Entry, ParameterError, check_parameter
 
 
 @cache
@@ -30,11 +31,54 @@ def names(tag: str | None = None) -> list[str]:
     return [name for name, entry in catalogue().items() if tag is None or tag in entry.tags]
 
 
-def get(name: str) -> Entry:
-    """The attack called `name`; a bare name means the native one.
+def parse_number(text: str) -> float:
+    """`0.3` or `8/255`. Raises ParameterError for anything else."""
+    try:
+        top, _, bottom = text.partition("/")
+        return float(top) / float(bottom) if bottom else float(top)
+    except (ValueError, ZeroDivisionError):
+        raise ParameterError(f"eps must be a number like 0.3 or 8/255; got {text!r}") from None
 
-    Raises UnknownNameError with the nearest names.
+
+def value_of(text: str) -> Any:
+    """A parameter's value as it is typed: true, false, none, a number, a fraction, else a word."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return parse_number(text) if text.replace("/", "").replace(".", "").isdigit() else text
+
+
+def split(name: str) -> tuple[str, dict[str, Any]]:
+    """`pgd:steps=200:restarts=5` to its name and parameters. Raises ParameterError."""
+    base, *parts = name.split(":")
+    found = {}
+    for part in parts:
+        key, equals, raw = part.partition("=")
+        if not equals or not key:
+            raise ParameterError(f"a variant of an attack is written {base}:NAME=VALUE; got {name!r}")
+        found[key] = value_of(raw)
+    if (restarts := found.get("restarts", 1)) != 1:
+        check_parameter(base, "restarts", restarts, found)
+    return base, found
+
+
+def get(name: str) -> Entry:
+    """The attack called `name`; a bare name means the native one, `pgd:steps=200` one with parameters set.
+
+    `restarts` is the run's to see to. Raises UnknownNameError with the nearest names, or ParameterError.
     """
+    base, parameters = split(name)
+    entry = _named(base)
+    parameters.pop("restarts", None)
+    return entry.configured(**parameters) if parameters else entry
+
+
+def _named(name: str) -> Entry:
     full = name if "/" in name else f"native/{name}"
     known = catalogue()
     if full not in known:
@@ -47,7 +91,8 @@ def select(pattern: str) -> list[str]:
     """The names that a comma list of names and globs stands for, in order.
 
     A glob, and `all`, leave out what is tagged `slow`; with `+slow` behind them they do not, nor where
-    nothing else would be left. A bare glob matches native short names. Raises UnknownNameError for a
+    nothing else would be left. A bare glob matches native short names. `:NAME=VALUE` behind a part sets
+    parameters, and the same attack may stand there with several. Raises UnknownNameError for a
     part that matches nothing.
     """
     chosen: dict[str, None] = {}
@@ -59,12 +104,14 @@ def select(pattern: str) -> list[str]:
 
 
 def _matching(part: str) -> Iterable[str]:
+    part, colon, variant = part.partition(":")
     wanted = part.removesuffix("+slow")
     glob = "*" if wanted == "all" else wanted if "/" in wanted else f"native/{wanted}"
     if not any(c in glob for c in "*?["):
-        return [get(part).name]
+        return [get(part + colon + variant).name + colon + variant]
     found = fnmatch.filter(names(), glob)
     if not found:
         raise unknown("attack", part, names(), "bench list attacks")
     quick = [name for name in found if "slow" not in catalogue()[name].tags]
-    return quick if quick and wanted == part else found
+    chosen = quick if quick and wanted == part else found
+    return [name + colon + variant for name in chosen]

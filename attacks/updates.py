@@ -1,4 +1,4 @@
-"""Update rules: the step an attack takes along its gradient, always uphill.
+"""Update rules: the step an attack takes, always uphill.
 
 `start` gives the per-sample state, a dict of tensors with the batch first; `step` returns the moved
 images and the new state. `step_size=None` means `default_step(eps, steps)`.
@@ -6,7 +6,9 @@ images and the new state. `step_size=None` means `default_step(eps, steps)`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from attacks.core import ParameterError, default_step
@@ -17,12 +19,40 @@ if TYPE_CHECKING:
 State = dict[str, "Tensor"]
 
 
+@dataclass(frozen=True)
+class At:
+    """Where an active batch stands, for a rule to step from."""
+
+    x: Tensor
+    """(B, C, H, W) the optimiser's points."""
+    value: Tensor
+    """(B,) the objective there."""
+    grad: Tensor
+    """Its gradient there; empty for a rule that takes none."""
+    x0: Tensor
+    size: float
+    """The step size, in pixel units."""
+    k: int
+    """Steps taken so far."""
+    steps: int
+    project: Callable[[Tensor], Tensor]
+    """Onto the set that the optimiser walks in."""
+
+
 def _rows(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
+def _unit(grad: Tensor) -> Tensor:
+    """Each sample's gradient over its L2 norm; zero stays zero."""
+    return grad / _rows(grad.flatten(1).norm(dim=1).clamp(min=1e-12), grad)
+
+
 class Update:
     """One rule."""
+
+    gradient = True
+    """It needs the objective's gradient, and not its value alone."""
 
     def resolved(self, eps: float | None, steps: int) -> float:
         """The step size in pixel units. Raises ParameterError where neither it nor eps is given."""
@@ -33,11 +63,12 @@ class Update:
             raise ParameterError("step_size is needed where the threat model has no eps")
         return default_step(eps, steps)
 
-    def start(self, x: Tensor) -> State:
+    def start(self, x: Tensor, seeds: Tensor) -> State:
+        """The state before the first step; `seeds` (B,) int64 for a rule that draws."""
         return {}
 
-    def step(self, x: Tensor, grad: Tensor, state: State, size: float, k: int) -> tuple[Tensor, State]:
-        """The images after step k (from 0) of the given size, and the state."""
+    def step(self, at: At, state: State) -> tuple[Tensor, State]:
+        """The images after one more step, and the state."""
         raise NotImplementedError
 
 
@@ -47,8 +78,8 @@ class Raw(Update):
 
     step_size: float = 1.0
 
-    def step(self, x: Tensor, grad: Tensor, state: State, size: float, k: int) -> tuple[Tensor, State]:
-        return x.add(grad, alpha=size), state
+    def step(self, at: At, state: State) -> tuple[Tensor, State]:
+        return at.x.add(at.grad, alpha=at.size), state
 
 
 @dataclass(frozen=True)
@@ -57,8 +88,8 @@ class Sign(Update):
 
     step_size: float | None = None
 
-    def step(self, x: Tensor, grad: Tensor, state: State, size: float, k: int) -> tuple[Tensor, State]:
-        return x.add(grad.sign(), alpha=size), state
+    def step(self, at: At, state: State) -> tuple[Tensor, State]:
+        return at.x.add(at.grad.sign(), alpha=at.size), state
 
 
 @dataclass(frozen=True)
@@ -67,9 +98,8 @@ class Normalized(Update):
 
     step_size: float | None = None
 
-    def step(self, x: Tensor, grad: Tensor, state: State, size: float, k: int) -> tuple[Tensor, State]:
-        length = grad.flatten(1).norm(dim=1).clamp(min=1e-12)
-        return x.add(grad / _rows(length, x), alpha=size), state
+    def step(self, at: At, state: State) -> tuple[Tensor, State]:
+        return at.x.add(_unit(at.grad), alpha=at.size), state
 
 
 @dataclass(frozen=True)
@@ -78,9 +108,9 @@ class OverStd(Update):
 
     step_size: float = 0.005
 
-    def step(self, x: Tensor, grad: Tensor, state: State, size: float, k: int) -> tuple[Tensor, State]:
-        spread = grad.flatten(1).std(1) + 1e-8
-        return x.add(grad / _rows(spread, x), alpha=size), state
+    def step(self, at: At, state: State) -> tuple[Tensor, State]:
+        spread = at.grad.flatten(1).std(1) + 1e-8
+        return at.x.add(at.grad / _rows(spread, at.x), alpha=at.size), state
 
 
 @dataclass(frozen=True)
@@ -90,13 +120,13 @@ class Momentum(Update):
     step_size: float | None = None
     decay: float = 1.0
 
-    def start(self, x: Tensor) -> State:
+    def start(self, x: Tensor, seeds: Tensor) -> State:
         return {"m": x.new_zeros(x.shape)}
 
-    def step(self, x: Tensor, grad: Tensor, state: State, size: float, k: int) -> tuple[Tensor, State]:
-        mean = grad.flatten(1).abs().mean(1).clamp(min=1e-12)
-        m = self.decay * state["m"] + grad / _rows(mean, x)
-        return x.add(m.sign(), alpha=size), {"m": m}
+    def step(self, at: At, state: State) -> tuple[Tensor, State]:
+        mean = at.grad.flatten(1).abs().mean(1).clamp(min=1e-12)
+        m = self.decay * state["m"] + at.grad / _rows(mean, at.x)
+        return at.x.add(m.sign(), alpha=at.size), {"m": m}
 
 
 @dataclass(frozen=True)
@@ -107,11 +137,161 @@ class Adam(Update):
     beta1: float = 0.9
     beta2: float = 0.999
 
-    def start(self, x: Tensor) -> State:
+    def start(self, x: Tensor, seeds: Tensor) -> State:
         return {"m": x.new_zeros(x.shape), "v": x.new_zeros(x.shape)}
 
-    def step(self, x: Tensor, grad: Tensor, state: State, size: float, k: int) -> tuple[Tensor, State]:
-        m = self.beta1 * state["m"] + (1 - self.beta1) * grad
-        v = self.beta2 * state["v"] + (1 - self.beta2) * grad.square()
-        corrected = (v / (1 - self.beta2 ** (k + 1))).sqrt() + 1e-8
-        return x.addcdiv(m, corrected, value=size / (1 - self.beta1 ** (k + 1))), {"m": m, "v": v}
+    def step(self, at: At, state: State) -> tuple[Tensor, State]:
+        m = self.beta1 * state["m"] + (1 - self.beta1) * at.grad
+        v = self.beta2 * state["v"] + (1 - self.beta2) * at.grad.square()
+        corrected = (v / (1 - self.beta2 ** (at.k + 1))).sqrt() + 1e-8
+        moved = at.x.addcdiv(m, corrected, value=at.size / (1 - self.beta1 ** (at.k + 1)))
+        return moved, {"m": m, "v": v}
+
+
+@cache
+def checkpoints(steps: int) -> Mapping[int, int]:
+    """The steps after which APGD looks back, each with the steps since the one before.
+
+    At 0.22 N, then by intervals that shrink by 0.03 N to 0.06 N. Source: Croce & Hein 2020, §3.1
+    (arXiv:2003.01690).
+    """
+    interval, least, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+    found, at = {}, interval
+    while at <= steps:
+        found[at] = interval
+        interval = max(interval - less, least)
+        at += interval
+    return found
+
+
+@dataclass(frozen=True)
+class APGD(Update):
+    """PGD on the gradient's sign with momentum and a step that halves where progress stops.
+
+    z = P(x_k + s sign(g)), x_{k+1} = P(x_k + a (z - x_k) + (1 - a)(x_k - x_{k-1})), a = `inertia`. s
+    begins at 2 eps. At a checkpoint s is halved, and the walk goes back to its best point, where less than
+    `progress` of the steps since the last one improved, or where neither s nor the best value changed.
+    Source: Croce & Hein 2020, algorithm 1 (arXiv:2003.01690).
+    """
+
+    step_size: float | None = None
+    inertia: float = 0.75
+    progress: float = 0.75
+
+    def resolved(self, eps: float | None, steps: int) -> float:
+        if self.step_size is None and eps is not None:
+            return 2 * eps
+        return super().resolved(eps, steps)
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """What one step size is taken along."""
+        return grad.sign()
+
+    def start(self, x: Tensor, seeds: Tensor) -> State:
+        low = x.new_full((len(x),), float("-inf"))
+        return {
+            "before": x,
+            "best": x,
+            "best_grad": x.new_zeros(x.shape),
+            "best_value": low,
+            "value": low,
+            "checked": low,
+            "shrink": x.new_ones(len(x)),
+            "better": x.new_zeros(len(x)),
+            "halved": seeds != seeds,
+        }
+
+    def step(self, at: At, state: State) -> tuple[Tensor, State]:
+        x, grad, before = at.x, at.grad, state["before"]
+        rose = at.value > state["best_value"]
+        best = x.where(_rows(rose, x), state["best"])
+        best_grad = grad.where(_rows(rose, x), state["best_grad"])
+        best_value = at.value.where(rose, state["best_value"])
+        # The first value has none before it to improve on.
+        better = state["better"] + ((at.value > state["value"]) & (at.k > 0))
+        value, shrink, halved, checked = at.value, state["shrink"], state["halved"], state["checked"]
+        if since := checkpoints(at.steps).get(at.k):
+            halved = (better < self.progress * since) | (~halved & (best_value <= checked))
+            shrink = shrink.where(~halved, shrink / 2)
+            back = _rows(halved, x)
+            x, grad, before = best.where(back, x), best_grad.where(back, grad), best.where(back, before)
+            value = best_value.where(halved, value)
+            checked, better = best_value, better * 0
+        z = at.project(x + self.direction(grad) * _rows(at.size * shrink, x))
+        inertia = self.inertia if at.k else 1.0
+        moved = at.project(x + inertia * (z - x) + (1 - inertia) * (x - before))
+        return moved, {
+            "before": x,
+            "best": best,
+            "best_grad": best_grad,
+            "best_value": best_value,
+            "value": value,
+            "checked": checked,
+            "shrink": shrink,
+            "better": better,
+            "halved": halved,
+        }
+
+
+@dataclass(frozen=True)
+class APGDL2(APGD):
+    """`APGD` along the gradient over its L2 norm."""
+
+    def direction(self, grad: Tensor) -> Tensor:
+        return _unit(grad)
+
+
+@dataclass(frozen=True)
+class APGDL1(Update):
+    """APGD for the L1 ball: a step of L1 length s along the signs of the gradient's largest entries.
+
+    How many entries follows the perturbation: after each `interval` (4 % of the steps) the next step has
+    1/1.5 of the best point's nonzero share. Where that share fell below 0.95 of what it was, s is set back to
+    eps and the walk to its best point; else s is divided by 1.5, down to eps / 10.
+    Source: Croce & Hein 2021, algorithm 1 (arXiv:2103.01208).
+    """
+
+    step_size: float | None = None
+    share: float = 0.2
+    """Of the pixels, those that the first steps move."""
+
+    def resolved(self, eps: float | None, steps: int) -> float:
+        return eps if self.step_size is None and eps is not None else super().resolved(eps, steps)
+
+    def start(self, x: Tensor, seeds: Tensor) -> State:
+        ones = x.new_ones(len(x))
+        return {
+            "best": x,
+            "best_grad": x.new_zeros(x.shape),
+            "best_value": ones * float("-inf"),
+            "share": ones * self.share,
+            "nonzero": ones,
+            "shrink": ones,
+        }
+
+    def step(self, at: At, state: State) -> tuple[Tensor, State]:
+        x, grad = at.x, at.grad
+        rose = at.value > state["best_value"]
+        best = x.where(_rows(rose, x), state["best"])
+        best_grad = grad.where(_rows(rose, x), state["best_grad"])
+        share, nonzero, shrink = state["share"], state["nonzero"], state["shrink"]
+        if at.k and at.k % max(int(0.04 * at.steps), 1) == 0:
+            now = ((best - at.x0).abs() > 1e-8).flatten(1).float().mean(1)
+            sparser = now < 0.95 * nonzero
+            shrink = shrink.new_ones(len(x)).where(sparser, (shrink / 1.5).clamp(min=0.1))
+            share, nonzero = now / 1.5, now
+            x, grad = best.where(_rows(sparser, x), x), best_grad.where(_rows(sparser, x), grad)
+        size = grad.flatten(1).abs()
+        rank = ((1 - share) * size.shape[1]).long().clamp(0, size.shape[1] - 1)
+        least = size.sort(1).values.gather(1, rank[:, None])
+        signs = (grad.flatten(1).sign() * (size >= least)).view_as(grad)
+        length = signs.flatten(1).abs().sum(1) + 1e-10
+        moved = at.project(x + signs * _rows(at.size * shrink / length, x))
+        return moved, {
+            "best": best,
+            "best_grad": best_grad,
+            "best_value": at.value.where(rose, state["best_value"]),
+            "share": share,
+            "nonzero": nonzero,
+            "shrink": shrink,
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ def evaluate(
     seed: int = 0,
     restarts: int = 1,
     batch_size: int | None = None,
+    eot: int = 1,
     name: str = "model",
     **parameters: Any,
 ) -> pd.DataFrame:
@@ -30,22 +32,30 @@ def evaluate(
     glob, a comma list or `all`; `images` float32 (N, C, H, W) in [0, 1]; `labels` int64 (N,); `eps`
     one radius or several, in pixel units, for the attacks that take one. `targets` (N,) makes the
     attacks targeted. The columns are those of a run folder's samples, and model, attack, norm, eps,
-    goal. `bench.metrics.cell_metrics` turns the rows of one attack into rates.
+    goal. A randomised model is attacked and judged as its mean over `eot` draws. What must be said of
+    the model (probabilities for logits, no gradient, few classes) is warned of.
+    `bench.metrics.cell_metrics` turns the rows of one attack into rates.
 
     Raises UserError for what cannot be meant; an attack that raises gives rows of status `error`.
     """
     import pandas as pd
+    import torch
 
     from attacks.api import check_images, default_batch, goal_for, random_targets
     from attacks.core import MADE, RADIUS_NORMS, Threat
-    from attacks.registry import get, select
+    from attacks.models import Expectation
+    from attacks.registry import get, select, split
     from bench.plan import check_known, radii_of
     from bench.runner import attack_rows, check_model, from_nothing
 
     check_images(images, labels)
     labels = labels.long()
-    classes = model(images[:1]).shape[1]
-    check_model(name, model, images[:50], classes)
+    if eot > 1:
+        model = Expectation(model, eot)
+    with torch.no_grad():
+        classes = model(images[:1]).shape[1]
+    for flag in check_model(name, model, images[:50], classes, eot):
+        warnings.warn(f"{name}: {flag}", stacklevel=2)
     chosen = select(attacks if isinstance(attacks, str) else ",".join(attacks))
     radii = [] if eps is None else [eps] if isinstance(eps, (int, float)) else list(eps)
     for parameter in parameters:
@@ -73,7 +83,7 @@ def evaluate(
                 seed=seed,
                 ids=ids,
                 batch_size=batch_size or default_batch(images.device),
-                restarts=restarts,
+                restarts=split(attack)[1].get("restarts", restarts),
             )
             value = float("nan") if budget is None else budget
             head = {

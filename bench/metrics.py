@@ -17,6 +17,10 @@ DISTANCE = {"linf": "linf", "l2": "l2", "l1": "l1", "l0": "l0", "ink": "l2", "un
 TOLERANCE = 1e-6
 """How far beyond eps, or outside [0, 1], float32 rounding may take an image."""
 
+BLIND = 0.002
+"""More than this share broken by scores alone says that the gradients were wrong (AutoAttack's check)."""
+SEARCHES = ("native/square", "native/square_l2", "native/square_l1")
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -87,6 +91,10 @@ class CellMetrics:
     infeasible: int
     zero_gradient_share: float
     """Steps whose gradient was exactly zero, over all steps that had one."""
+    not_finite: int
+    """Images that the model answered with NaN or infinite logits: neither right nor a success."""
+    blind: int
+    """Samples that a suite's gradient attacks left standing and its search by score broke."""
 
     @property
     def flags(self) -> list[str]:
@@ -98,6 +106,10 @@ class CellMetrics:
             found.append(f"infeasible: {self.infeasible}")
         if self.zero_gradient_share > 0.01:
             found.append(f"zero gradient: {self.zero_gradient_share:.0%}")
+        if self.not_finite:
+            found.append(f"logits not finite: {self.not_finite}")
+        if self.blind > BLIND * self.n:
+            found.append(f"black box broke {self.blind} more")
         return found
 
 
@@ -126,6 +138,8 @@ def cell_metrics(rows: pd.DataFrame) -> CellMetrics:
         errors=int(error.sum()),
         infeasible=int((judged & ~rows["feasible"]).sum()),
         zero_gradient_share=float(attacked["zero_gradients"].sum()) / backwards if backwards else 0.0,
+        not_finite=int((judged & (rows["adv_label"] == -1)).sum()),
+        blind=int((success & rows["member"].isin(SEARCHES)).sum()),
     )
 
 

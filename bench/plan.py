@@ -12,7 +12,7 @@ import zoo
 from adversarial_bench.errors import unknown
 from adversarial_bench.hashing import digest
 from attacks.core import MADE, Entry, GoalKind, ParameterError, Threat
-from attacks.registry import get
+from attacks.registry import get, split
 from bench.spec import SCHEMA, RunSpec, SpecError
 
 SHARD = 500
@@ -38,6 +38,8 @@ class Cell:
     restarts: int
     batch_size: int
     device: str
+    eot: int = 1
+    """Draws that a randomised model is averaged over."""
     source: str | None = None
     """The model whose images are shown, for a transfer cell."""
     source_key: str | None = None
@@ -115,7 +117,7 @@ def check(spec: RunSpec) -> None:
         )
     for owner, name, _ in spec.parameters:
         if owner:
-            if get(owner).name not in spec.attacks:
+            if get(owner).name not in {entry.name for entry in entries}:
                 raise SpecError(f"--param names {owner}, which is not among the chosen attacks")
             check_known(name, [get(owner)])
         else:
@@ -156,7 +158,7 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
                     Cell(
                         model=model,
                         weights=fingerprints[model],
-                        attack=entry.name,
+                        attack=attack,
                         parameters=final.parameters(),
                         version=entry.version,
                         threat=Threat(entry.norm, eps),
@@ -164,9 +166,10 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
                         targets=(spec.targets or "random") if kind == "targeted" else "",
                         dataset=spec.dataset,
                         seed=spec.seed,
-                        restarts=spec.restarts,
+                        restarts=split(attack)[1].get("restarts", spec.restarts),
                         batch_size=spec.batch_size,
                         device=spec.device,
+                        eot=spec.eot,
                     )
                 )
     sources = list(cells)

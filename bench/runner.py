@@ -14,15 +14,22 @@ import torch
 
 import zoo
 from adversarial_bench.errors import UserError
+from adversarial_bench.hashing import seed_of
 from attacks.api import run_goal, targets_by
-from attacks.core import MADE, Entry, Goal, GoalKind, Result, Threat
+from attacks.core import COUNTS, MADE, Entry, Goal, GoalKind, Result, Threat
+from attacks.models import Expectation, frozen
 from attacks.registry import get
+from attacks.suite import Suite, too_few_classes
 from bench.judge import judge, logits_of, read
 from bench.plan import Cell, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+FORWARDS = 5
+"""Passes over the same images that tell whether a model is randomised, as AutoAttack makes them."""
+DRAWN = 1e-4
+"""What they differ by, at least, in normalised logits, where it is."""
 MOST_CRASHES = 3
 """Single samples that may crash, with none done, before the rest of a shard is given up."""
 
@@ -54,10 +61,8 @@ class _Isolated:
         self.attack = attack
         self.images = originals.clone()
         count = len(originals)
-        self.costs = {
-            name: np.zeros(count, dtype=np.int64)
-            for name in ("forwards", "backwards", "steps", "zero_gradients")
-        }
+        self.costs = {name: np.zeros(count, dtype=np.int64) for name in COUNTS}
+        self.costs |= {"late_gain": np.zeros(count, dtype=np.float32), "member": np.full(count, -1)}
         self.messages = np.full(count, "", dtype=object)
         self.crashes, self.done = 0, 0
 
@@ -148,6 +153,7 @@ def attack_rows(
             "clean_confidence": clean_confidence,
             **verdict,
             **isolated.costs,
+            "member": _members(entry, isolated.costs["member"]),
             "status": np.where(error, "error", np.where(attacked, "ok", "clean_wrong")),
             "message": isolated.messages.astype(str),
         }
@@ -155,17 +161,29 @@ def attack_rows(
     return Outcome(rows, isolated.images.cpu(), seconds)
 
 
-def check_model(name: str, model: Callable[[Tensor], Tensor], images: Tensor, classes: int) -> list[str]:
+def _members(entry: Entry, index: np.ndarray) -> np.ndarray:
+    """Which attack of a suite made each image; empty for none."""
+    labels = [*entry.labels(), ""] if isinstance(entry, Suite) else [""]
+    return np.asarray(labels, dtype=object)[np.where(isinstance(entry, Suite), index, -1)].astype(str)
+
+
+def check_model(
+    name: str, model: Callable[[Tensor], Tensor], images: Tensor, classes: int, eot: int = 1
+) -> list[str]:
     """Flags of a model that can be attacked; raises UserError for one that cannot.
 
     Raises where the model itself raises, returns another shape than (B, classes), or logits that are
-    not finite. Flags `probabilities` where rows lie in [0, 1] and sum to 1 (AutoAttack's check).
+    not finite, and where its passes differ though it is not averaged over draws (`eot`). Flags
+    `probabilities` where rows lie in [0, 1] and sum to 1 (AutoAttack's checks), a missing gradient, and
+    fewer than 4 classes.
     """
     try:
-        logits = logits_of(model, images, len(images))
+        with frozen(model), torch.no_grad():
+            passes = [model(images).float() for _ in range(FORWARDS)]
     except Exception as error:
         first = str(error).splitlines()[0]
         raise UserError(f"the model {name} fails on images {tuple(images.shape)}: {first}") from error
+    logits = passes[0]
     if logits.dim() != 2 or logits.shape[1] != classes:
         raise UserError(
             f"the model {name} returns shape {tuple(logits.shape)}; expected ({len(images)}, {classes})"
@@ -175,15 +193,50 @@ def check_model(name: str, model: Callable[[Tensor], Tensor], images: Tensor, cl
         raise UserError(
             f"the model {name} returns NaN or infinite logits on {bad} of {len(images)} clean images"
         )
+    flags = []
+    if (spread := spread_of(passes)) > DRAWN:
+        if eot == 1:
+            raise UserError(
+                f"the model {name} is randomised: {FORWARDS} passes over the same images differ by up to "
+                f"{spread:.2g} in normalised logits; --eot 20 attacks and judges its mean over 20 draws"
+            )
+        flags.append(f"randomised: mean of {eot} draws")
+    if is_probabilities(logits):
+        flags.append("probabilities for logits")
+    if not has_gradient(model, images[:1]):
+        flags.append("no gradient to the input")
+    return [*flags, *filter(None, [too_few_classes(classes)])]
+
+
+def has_gradient(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
+    """Does the model's output carry a graph back to its input?
+
+    True for a model that raises: whatever attacks it will say why.
+    """
+    try:
+        with frozen(model), torch.enable_grad():
+            return model(images.clone().requires_grad_()).requires_grad
+    except Exception:
+        return True
+
+
+def spread_of(passes: Sequence[Tensor]) -> float:
+    """The largest difference between passes (B, K) over the same images, each row over its L2 norm."""
+    rows = torch.stack([logits / logits.norm(dim=1, keepdim=True).clamp(min=1e-12) for logits in passes])
+    return float((rows.amax(0) - rows.amin(0)).max())
+
+
+def is_probabilities(logits: Tensor) -> bool:
+    """Do the rows (B, K) lie in [0, 1] and sum to 1?"""
     inside = bool(((logits >= 0) & (logits <= 1)).all())
-    sums = bool(((logits.sum(1) - 1).abs() < 1e-4).all())
-    return ["probabilities for logits"] if inside and sums else []
+    return inside and bool(((logits.sum(1) - 1).abs() < 1e-4).all())
 
 
 @lru_cache(maxsize=8)
-def load_model(name: str, weights: str | None, device: str) -> torch.nn.Module:
-    """A model, loaded once per process."""
-    return zoo.load(name, weights=weights, device=device)
+def load_model(name: str, weights: str | None, device: str, eot: int = 1) -> torch.nn.Module:
+    """A model, loaded once per process; with `eot` > 1, its mean over so many draws."""
+    model = zoo.load(name, weights=weights, device=device)
+    return model if eot == 1 else Expectation(model, eot)
 
 
 @lru_cache(maxsize=4)
@@ -216,24 +269,41 @@ def _samples(cell: Cell, ids: Sequence[int]) -> tuple[Tensor, Tensor, Goal]:
 
 @lru_cache(maxsize=64)
 def _clean(
-    model: str, weights: str | None, device: str, dataset: str, ids: tuple[int, ...], batch_size: int
+    model: str,
+    weights: str | None,
+    device: str,
+    eot: int,
+    dataset: str,
+    ids: tuple[int, ...],
+    batch_size: int,
 ) -> Clean:
     """The clean pass over a slice: every attack on the model needs the same one."""
     images = load_data(dataset)[0][torch.tensor(ids)].to(device)
-    return read(logits_of(load_model(model, weights, device), images, batch_size))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("clean", model, ids))
+        return read(logits_of(load_model(model, weights, device, eot), images, batch_size))
 
 
 def _clean_of(task: Task, model: Any, images: Tensor, goal: Goal) -> Clean:
     cell = task.cell
     if goal.made:
         return clean_reading(model, images, goal, cell.batch_size)
-    return _clean(cell.model, task.weights_file, cell.device, cell.dataset, task.ids, cell.batch_size)
+    return _clean(
+        cell.model, task.weights_file, cell.device, cell.eot, cell.dataset, task.ids, cell.batch_size
+    )
 
 
 def compute(task: Task) -> Outcome:
     """One shard, from its task alone: the same in every process."""
+    with torch.random.fork_rng(devices=[]):
+        # For a model that draws; an attack's own draws have their own generators.
+        torch.manual_seed(seed_of(task.cell.seed, task.name))
+        return _compute(task)
+
+
+def _compute(task: Task) -> Outcome:
     cell = task.cell
-    model = load_model(cell.model, task.weights_file, cell.device)
+    model = load_model(cell.model, task.weights_file, cell.device, cell.eot)
     images, labels, goal = _samples(cell, task.ids)
     clean = _clean_of(task, model, images, goal)
     if task.images_file is not None:
@@ -280,10 +350,9 @@ def _shown(task: Task, model: Any, images: Tensor, labels: Tensor, goal: Goal, c
             "clean_label": clean_label,
             "clean_confidence": clean_confidence,
             **verdict,
-            "forwards": zero,
-            "backwards": zero,
-            "steps": zero,
-            "zero_gradients": zero,
+            **dict.fromkeys(COUNTS, zero),
+            "late_gain": zero.astype(np.float32),
+            "member": "",
             "status": np.where(counted, "ok", "not_shown"),
             "message": "",
         }

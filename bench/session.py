@@ -71,9 +71,9 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
     fingerprints, flags = {}, {}
     for name in models:
         weights = spec.weights if name in spec.models else None
-        model = load_model(name, weights, spec.device)
-        fingerprints[name] = fingerprint(model)
-        flags[name] = check_model(name, model, probe, dataset.classes)
+        model = load_model(name, weights, spec.device, spec.eot)
+        fingerprints[name] = fingerprint(load_model(name, weights, spec.device))
+        flags[name] = check_model(name, model, probe, dataset.classes, spec.eot)
     cells = cells_of(spec, fingerprints)
     own = [cell for cell in cells if cell.source is None]
     shown = [cell for cell in cells if cell.source is not None]
@@ -143,7 +143,7 @@ def _universal(task: Task, folder: RunFolder) -> dict[str, Any]:
     made = load_file(folder.images_file(task.name))
     images, labels = load_data(cell.dataset)
     found = cross_apply(
-        load_model(cell.model, task.weights_file, cell.device),
+        load_model(cell.model, task.weights_file, cell.device, cell.eot),
         images[list(task.ids)].to(cell.device),
         made["images"].to(cell.device),
         labels[list(task.ids)].to(cell.device),

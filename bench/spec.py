@@ -9,6 +9,7 @@ from typing import Any
 from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import digest
 from attacks.core import RADIUS_NORMS, check_eps
+from attacks.registry import parse_number, value_of
 
 SCHEMA = 1
 
@@ -38,6 +39,8 @@ class RunSpec:
     weights: str | None = None
     device: str = "cpu"
     batch_size: int = 128
+    eot: int = 1
+    """Draws that a randomised model is averaged over."""
     transfers: tuple[tuple[str, str], ...] = ()
     """(source, target): source's adversarial images are shown to target."""
     command: str = field(default="", compare=False)
@@ -53,15 +56,6 @@ class RunSpec:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
-
-
-def parse_number(text: str) -> float:
-    """`0.3` or `8/255`. Raises SpecError for anything else."""
-    try:
-        top, _, bottom = text.partition("/")
-        return float(top) / float(bottom) if bottom else float(top)
-    except (ValueError, ZeroDivisionError):
-        raise SpecError(f"eps must be a number like 0.3 or 8/255; got {text!r}") from None
 
 
 def parse_eps(text: str | None, defaults: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
@@ -87,17 +81,5 @@ def parse_parameters(texts: list[str]) -> tuple[tuple[str, str, Any], ...]:
         attack, _, name = key.strip().rpartition(".")
         if not equals or not name:
             raise SpecError(f"--param takes NAME=VALUE or ATTACK.NAME=VALUE; got {text!r}")
-        found.append((attack, name, _value(raw.strip())))
+        found.append((attack, name, value_of(raw.strip())))
     return tuple(found)
-
-
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return parse_number(text) if text.replace("/", "").replace(".", "").isdigit() else text

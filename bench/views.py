@@ -106,6 +106,29 @@ def _needs_mark(head: dict[str, Any]) -> bool:
     )
 
 
+def suite_tables(rows: pd.DataFrame) -> list[Table]:
+    """A table per suite: of its attacks, in order, those that broke samples which still stood."""
+    from attacks.registry import get
+    from attacks.suite import Suite
+
+    found = []
+    for head, cell in cells(rows):
+        if not (cell["member"] != "").any():
+            continue
+        suite = get(head["attack"])
+        broke = cell[cell["success"]]["member"].value_counts()
+        standing = int((cell["clean_label"] == cell["label"]).sum())
+        lines = []
+        for member in suite.labels() if isinstance(suite, Suite) else ():
+            if count := int(broke.get(member, 0)):
+                lines.append((member, str(standing), str(count)))
+                standing -= count
+        title = f"{head['model']} · {head['attack']} · {threat_name(head['norm'], head['eps'])}"
+        note = "those that broke nothing more are left out"
+        found.append(Table(title, ("attack", "tried on", "broke"), tuple(lines), note))
+    return found
+
+
 def _without_empty(table: Table) -> Table:
     """The table less a flags column that holds nothing."""
     return table if any(row[-1] for row in table.rows) else table.without(table.columns[-1])
@@ -242,6 +265,7 @@ def run_tables(run: Run) -> list[Table]:
     rows = run.attack_rows
     return [
         *attack_tables(rows, run.model_flags),
+        *suite_tables(rows),
         *fooling_tables(rows),
         *(universal_table(found) for found in run.universal),
         *transfer_tables(run.transfer_rows),

@@ -71,6 +71,13 @@ def slice_options(samples: int) -> Callable[[F], F]:
             show_default=True,
             help="Tries on what still stands.",
         ),
+        click.option(
+            "--eot",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Draws that a randomised model is averaged over, in attack and verdict.",
+        ),
         seed_option,
         device_option,
         click.option("--batch-size", type=click.IntRange(1), help="Samples per batch.  [default: by device]"),

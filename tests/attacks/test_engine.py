@@ -14,6 +14,7 @@ from adversarial_bench.errors import UnknownNameError
 from attacks.core import Goal, ParameterError, View
 from attacks.engine import DetachedError
 from attacks.registry import get
+from attacks.updates import At
 from tests.conftest import Linear
 
 
@@ -240,6 +241,11 @@ def test_composed_objectives_add_and_scale(linear: Linear, grey: Tensor) -> None
     assert ((Margin()(View(grey, grey, linear(grey), goal)) > 0) == reached).all()
 
 
+def at(x: Tensor, grad: Tensor, size: float, k: int = 0) -> At:
+    """A place to step from, with nothing to project on."""
+    return At(x, x.new_zeros(len(x)), grad, x, size, k, 10, lambda moved: moved)
+
+
 def test_adam_is_torchs_adam() -> None:
     from attacks.updates import Adam
 
@@ -247,12 +253,12 @@ def test_adam_is_torchs_adam() -> None:
     reference = nn.Parameter(x.clone())
     optimizer = torch.optim.Adam([reference], lr=0.05, maximize=True)
     rule, moved = Adam(), x.clone()
-    state = rule.start(moved)
+    state = rule.start(moved, torch.zeros(2).long())
     for k in range(5):
         grad = torch.sin(7 * moved)
         reference.grad = torch.sin(7 * reference.detach())
         optimizer.step()
-        moved, state = rule.step(moved, grad, state, 0.05, k)
+        moved, state = rule.step(at(moved, grad, 0.05, k), state)
     torch.testing.assert_close(moved, reference.detach())
 
 
@@ -260,14 +266,14 @@ def test_raw_and_momentum_steps_are_their_formulas() -> None:
     from attacks.updates import Momentum, Raw
 
     x, grads = torch.zeros(1, 1, 1, 2), [torch.tensor([[[[3.0, -1.0]]]]), torch.tensor([[[[-1.0, -1.0]]]])]
-    moved, _ = Raw().step(x, grads[0], {}, 0.5, 0)
+    moved, _ = Raw().step(at(x, grads[0], 0.5), {})
     assert moved.flatten().tolist() == [1.5, -0.5]
     # m = (1.5, -0.5), then decay * m + (-1, -1): (-0.25, -1.25) for decay 0.5, (0.5, -1.5) for decay 1.
     for decay, expected in ((0.5, [0.0, -0.2]), (1.0, [0.2, -0.2])):
         rule, moved = Momentum(decay=decay), x
-        state = rule.start(x)
+        state = rule.start(x, torch.zeros(1).long())
         for k, grad in enumerate(grads):
-            moved, state = rule.step(moved, grad, state, 0.1, k)
+            moved, state = rule.step(at(moved, grad, 0.1, k), state)
         torch.testing.assert_close(moved.flatten(), torch.tensor(expected))
 
 

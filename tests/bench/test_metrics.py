@@ -35,6 +35,8 @@ def rows(**columns: object) -> pd.DataFrame:
         "forwards": 2,
         "backwards": 1,
         "zero_gradients": 0,
+        "late_gain": 0.0,
+        "member": "",
         "status": "ok",
         "seconds": 0.1,
     }

@@ -1,0 +1,144 @@
+"""A suite: attacks one after another, each on the samples that the ones before left standing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from adversarial_bench.hashing import digest, seed_of
+from attacks.core import (
+    COUNTS,
+    Goal,
+    GoalKind,
+    Norm,
+    ParameterError,
+    Result,
+    Threat,
+    check_eps,
+    check_parameter,
+)
+from attacks.native import Attack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Native attacks of one threat model, as a single attack.
+
+    A member with an `aim` serves untargeted goals only. A member with a surrogate serves models that have a
+    threshold, a rounding or a detachment on their way, and no others, where it would repeat the member
+    before it. Where a model has too few classes for a member's DLR loss, the margin takes its place.
+    """
+
+    short: str
+    summary: str
+    members: tuple[Attack, ...]
+    source: str
+    tags: frozenset[str]
+    goals: tuple[GoalKind, ...] = ("untargeted", "targeted")
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"native/{self.short}"
+
+    @property
+    def norm(self) -> Norm:
+        return self.members[0].norm
+
+    @property
+    def threat(self) -> Threat:
+        return self.members[0].threat
+
+    @property
+    def bounded(self) -> bool:
+        """It takes an eps and stays within it."""
+        return True
+
+    @property
+    def version(self) -> str:
+        """Changes with any member: a suite is what its members are."""
+        return f"{self.members[0].version} {digest([(m.name, m.parameters()) for m in self.members])[:8]}"
+
+    def labels(self) -> list[str]:
+        """What each member is called in results: its name, and what tells it from its like."""
+        found = []
+        for member in self.members:
+            marks = [f"aim={member.aim}"] if member.aim else []
+            marks += [f"surrogate={member.surrogate}"] if member.surrogate != "own" else []
+            found.append(":".join([member.name, *marks]))
+        return found
+
+    def parameters(self) -> dict[str, Any]:
+        """eps, and the steps of its gradient attacks and of its searches."""
+        steps = {m.update.gradient: m.steps for m in self.members}
+        names = {True: "steps", False: "queries"}
+        return {"eps": self.threat.eps, **{names[kind]: count for kind, count in steps.items()}}
+
+    def configured(self, **parameters: Any) -> Suite:
+        """A copy with parameters changed, in every member. Raises for an unknown name or a bad value."""
+        known = self.parameters()
+        for name, value in parameters.items():
+            check_parameter(self.name, name, value, known)
+        if (queries := parameters.get("queries", 1)) < 1 or not isinstance(queries, int):
+            raise ParameterError(f"queries must be a whole number from 1 on; got {queries!r}")
+        if "eps" in parameters:
+            parameters["eps"] = check_eps(parameters["eps"], self.norm)
+        members = []
+        for member in self.members:
+            own = {"eps": parameters["eps"]} if "eps" in parameters else {}
+            steps = parameters.get("steps" if member.update.gradient else "queries")
+            members.append(member.configured(**own, **({} if steps is None else {"steps": steps})))
+        return dataclasses.replace(self, members=tuple(members))
+
+    def run(self, model: Any, images: Tensor, goal: Goal, seeds: Sequence[int], batch_size: int) -> Result:
+        """Every sample's image is that of the member that broke it, or of the last one that tried."""
+        import torch
+
+        from attacks.api import standing
+        from attacks.surrogates import has_steps
+
+        nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        counts = {name: nothing.clone() for name in COUNTS}
+        found = Result(
+            images=images.clone(), late_gain=torch.zeros_like(nothing).float(), member=nothing - 1, **counts
+        )
+        with torch.no_grad():
+            classes = model(images[:1]).shape[1]
+        stepped = has_steps(model, images)
+        left = torch.arange(len(images), device=images.device)
+        for index, member in enumerate(self.members):
+            fit = fitted(member, classes, stepped, goal)
+            if fit is None or not len(left):
+                continue
+            own = [seed_of(seeds[i], index) for i in left.tolist()]
+            result = fit.run(model, images[left], goal[left], own, batch_size)
+            for name in COUNTS:
+                getattr(found, name)[left] += getattr(result, name)
+            found.images[left] = result.images
+            found.late_gain[left] = result.late_gain
+            found.member[left] = index
+            left = left[standing(model, result.images, goal[left], batch_size)]
+        found.member[left] = -1
+        return found
+
+
+def fitted(member: Attack, classes: int, stepped: bool, goal: Goal) -> Attack | None:
+    """The member as it serves this model and goal; None where it does not."""
+    aimed = member.aim and goal.sign < 0
+    if (member.aim and not aimed) or member.aim >= classes or (member.surrogate != "own" and not stepped):
+        return None
+    if member.parameters()["loss"] == "dlr" and classes < 3 + (bool(aimed) or goal.sign > 0):
+        return member.configured(loss="margin")
+    return member
+
+
+def too_few_classes(classes: int) -> str:
+    """What must be said of a suite's figures on a model of few classes; nothing for others."""
+    if classes >= 4:
+        return ""
+    return f"{classes} classes: margin loss where the suite has targeted DLR, which needs 4"
