@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from attacks.constraints import L2, BinaryInk, Box, Constraint, Ink, Linf
+from attacks.constraints import L1, L2, BinaryInk, Box, Constraint, Ink, Linf
 from attacks.core import ParameterError
 
 LEVELS = torch.arange(256, dtype=torch.float32) / 255
@@ -24,6 +24,7 @@ CASES = [
     Box(),
     Linf(0.1) & Box(),
     L2(0.7) & Box(),
+    L1(3.0) & Box(),
     Ink() & Box(),
     Ink() & Linf(0.2) & Box(),
     L2(0.5) & Ink() & Box(),
@@ -96,12 +97,30 @@ def test_random_starts_fill_the_ball(ball: Constraint) -> None:
     assert abs(float((reach > 0.9 * ball.eps).float().mean()) - 0.613) < 0.1  # type: ignore[attr-defined]
 
 
+@given(seed=st.integers(0, 2**31), spread=st.floats(0.01, 3), eps=st.floats(0.1, 8))
+@settings(max_examples=60, deadline=None)
+def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(seed: int, spread: float, eps: float) -> None:
+    x, x0 = pair(seed, spread)
+    nearest = L1(eps).project(x, x0)
+    reach = (x - nearest).flatten(1).norm(dim=1)
+    other, _ = pair(seed + 1, spread)
+    for t in (1.0, 0.1, 0.01):
+        # On the way to any other feasible point, no point is nearer.
+        near = nearest + t * (L1(eps).project(other, x0) - nearest)
+        assert ((x - near).flatten(1).norm(dim=1) >= reach - 1e-5).all()
+    clipped = x.clamp(0, 1)
+    spent = (nearest - x0).abs().flatten(1).sum(1)
+    beyond = (clipped - x0).abs().flatten(1).sum(1) > eps
+    assert torch.allclose(spent[beyond], torch.tensor(eps), atol=1e-4), "the whole budget is used"
+
+
 def test_the_violation_is_the_distance_beyond() -> None:
     x0 = torch.full((1, 1, 2, 2), 0.5)
     x = x0.clone()
     x[0, 0, 0, 0] = 0.8
     assert Linf(0.1).violation(x, x0).item() == pytest.approx(0.2)
     assert L2(0.1).violation(x, x0).item() == pytest.approx(0.2)
+    assert L1(0.1).violation(x, x0).item() == pytest.approx(0.2)
     assert Ink().violation(x0, x).item() == pytest.approx(0.3)
     assert Box().violation(x + 0.4, x0).item() == pytest.approx(0.2)
     assert BinaryInk(0.625).violation(x, x0).item() == pytest.approx(0.3)

@@ -9,6 +9,8 @@ import pytest
 
 import attacks
 from adversarial_bench.errors import UnknownNameError
+from attacks.core import ParameterError
+from attacks.registry import get, select, split
 
 
 def test_a_bare_name_is_the_native_one() -> None:
@@ -56,3 +58,21 @@ def test_listing_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_variant_is_an_attack_with_parameters_set() -> None:
+    variant = get("pgd:steps=7:loss=margin:restarts=3")
+    assert variant.parameters()["steps"] == 7
+    assert variant.parameters()["loss"] == "margin"
+    assert split("pgd:steps=7:restarts=3")[1]["restarts"] == 3
+    assert select("pgd,pgd:steps=7,fgsm_ms*:eps=8/255") == [
+        "native/pgd",
+        "native/pgd:steps=7",
+        "native/fgsm_mse:eps=8/255",
+    ]
+    assert get("fgsm_mse:eps=8/255").parameters()["eps"] == 8 / 255
+    for wrong in ("pgd:steps", "pgd:=3", "pgd:restarts=0", "pgd:loss=hinge", "pgd:surrogate=none_such"):
+        with pytest.raises(ParameterError):
+            get(wrong)
+    with pytest.raises(UnknownNameError, match="steps"):
+        get("pgd:stepz=3")
