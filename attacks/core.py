@@ -21,6 +21,8 @@ CONFIDENT = 0.9
 """The probability from which on HW2 calls a network sure of its answer."""
 
 
+LOSS_NAMES = ("ce", "margin", "dlr", "logit")
+"""What an attack's `loss` parameter names: see `attacks.objectives`."""
 SURROGATES = ("own", "clip", "tanh", "poly", "identity")
 """Whose gradient stands at a network's thresholds: see `attacks.surrogates`."""
 

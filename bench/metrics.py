@@ -50,6 +50,28 @@ def rate(count: int, n: int) -> Estimate:
     return Estimate(count / n, float(interval.low), float(interval.high), int(n))
 
 
+def mcnemar(more: int, fewer: int) -> float:
+    """McNemar's exact one-sided p: of the pairs that differ, `more` one way and `fewer` the other, by chance.
+
+    The binomial tail P(X >= more) with X ~ B(more + fewer, 1/2); 1 where no pair differs.
+    """
+    if more + fewer == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(more, more + fewer, 0.5, alternative="greater").pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number, in the same order (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    found, least = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[i]))
+        found[i] = least
+    return found
+
+
 def mean(values: pd.Series) -> Estimate:
     """The mean of values in [0, 1] with Student's 95 % interval, cut to [0, 1]."""
     n = len(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from zoo.cards import CARDS, ModelCard, Recipe
 if TYPE_CHECKING:
     from torch import nn
 
+PREFIX = "planted:"
+"""Of the networks that hide their gradient, which the audit must catch: see `zoo.planted`."""
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -31,10 +34,23 @@ def card(name: str) -> ModelCard:
     """The card of a model, `file.py:factory` included. Raises UnknownNameError with near names."""
     if name in CARDS:
         return CARDS[name]
+    if name.startswith(PREFIX):
+        return _planted_card(name)
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
         return ModelCard(name, "mnist", name, Recipe(0, 0.0, 1), "your file", f"{function} of {path}")
     raise unknown("model", name, CARDS, "bench list models")
+
+
+def _planted_card(name: str) -> ModelCard:
+    from zoo.planted import PLANTED
+
+    short = name.removeprefix(PREFIX)
+    if short not in PLANTED:
+        raise unknown("planted model", name, [PREFIX + known for known in PLANTED], "bench audit --help")
+    base, _, summary = PLANTED[short]
+    made = f"{base}, with {summary}"
+    return replace(CARDS[base], name=name, factory=name, source="planted", summary=made, peer=base)
 
 
 def manifest(name: str) -> dict[str, Any]:
@@ -83,7 +99,12 @@ def load(name: str, *, weights: str | Path | None = None, device: str = "cpu") -
             raise ModelError(
                 f"{path} is damaged: sha256 {found[:12]}…, its manifest says {expected[:12]}…; install again"
             )
-    model = chosen.build() if own else _user_model(name)
+    if name.startswith(PREFIX):
+        from zoo.planted import build
+
+        model = build(name.removeprefix(PREFIX))
+    else:
+        model = chosen.build() if own else _user_model(name)
     if path is not None:
         _load_weights(model, path, name)
     return model.to(device).eval()

@@ -46,6 +46,18 @@ seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of every random draw."
 )
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+eot_option = click.option(
+    "--eot",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Draws that a randomised model is averaged over, in attack and verdict.",
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes.  [default: the number of cores, at most 4, on a CPU; else 1]",
+)
 
 
 def slice_options(samples: int) -> Callable[[F], F]:
@@ -71,21 +83,11 @@ def slice_options(samples: int) -> Callable[[F], F]:
             show_default=True,
             help="Tries on what still stands.",
         ),
-        click.option(
-            "--eot",
-            type=click.IntRange(1),
-            default=1,
-            show_default=True,
-            help="Draws that a randomised model is averaged over, in attack and verdict.",
-        ),
+        eot_option,
         seed_option,
         device_option,
         click.option("--batch-size", type=click.IntRange(1), help="Samples per batch.  [default: by device]"),
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            help="Processes.  [default: the number of cores, at most 4, on a CPU; else 1]",
-        ),
+        workers_option,
         results_option,
         json_option,
     )

@@ -1,0 +1,1 @@
+"""The audit for masked gradients: does an attacked figure deserve belief?"""

@@ -1,0 +1,269 @@
+"""An audit from the model to its verdict, and the verdict where leaderboards find it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import zoo
+from adversarial_bench.errors import UserError
+from adversarial_bench.files import write_whole
+from adversarial_bench.hashing import seed_of
+from bench.audit.checks import Check, Colour, facts_of, judge, remedy, worst
+from bench.audit.probes import Probed, probe
+from bench.audit.subject import STEPS, Evidence, Subject
+from bench.judge import logits_of
+from bench.plan import slice_ids
+from bench.render.table import Table
+from bench.runner import DRAWN, load_data, load_model
+from bench.session import Progress, perform
+from bench.store import writing
+from zoo.registry import PREFIX, fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+AS_IT_IS = Subject()
+QUIET = Progress()
+
+
+class AuditError(UserError):
+    """A model that cannot be audited."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """The checks of one way to attack the model."""
+
+    subject: Subject
+    checks: list[Check]
+
+    @property
+    def colour(self) -> Colour:
+        return worst(self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "subject": self.subject.as_dict(),
+            "verdict": self.colour,
+            "checks": [check.as_dict() for check in self.checks],
+        }
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The verdict on a model's gradient at one radius: as it is, then with each remedy applied."""
+
+    model: str
+    fingerprint: str
+    dataset: str
+    norm: str
+    eps: float
+    samples: int
+    seed: int
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """`green`, or `red; green with loss=dlr`: the model as it is, then with what mended it."""
+        first, last = self.rounds[0], self.rounds[-1]
+        if first is last:
+            return first.colour
+        return f"{first.colour}; {last.colour} with {last.subject}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: schema 1."""
+        return {
+            "schema": 1,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "dataset": self.dataset,
+            "norm": self.norm,
+            "eps": self.eps,
+            "samples": self.samples,
+            "seed": self.seed,
+            "verdict": self.verdict,
+            "rounds": [found.as_dict() for found in self.rounds],
+        }
+
+
+def audit(
+    model: str,
+    results: Path,
+    *,
+    eps: float | None = None,
+    samples: int = 500,
+    subject: Subject = AS_IT_IS,
+    weights: str | None = None,
+    source: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    batch_size: int = 128,
+    workers: int = 1,
+    progress: Progress = QUIET,
+) -> Audit:
+    """Audits a model's gradient in the Linf ball, and where it misleads, again with the remedy.
+
+    Everything is stored under `results/audits`: the attacks as runs of their own, the verdict as JSON.
+    `source` is the network whose images are shown to the model. Raises UserError for what cannot be meant,
+    and AuditError for a model that has none of the samples right.
+    """
+    card = zoo.card(model)
+    dataset = zoo.describe(card.dataset)
+    eps = dataset.eps["linf"] if eps is None else eps
+    source = source or card.peer or next(name for name in zoo.names() if name != model)
+    net = load_model(model, weights, device)
+    found = Audit(model, fingerprint(net), card.dataset, "linf", eps, samples, seed)
+    rest = {"seed": seed, "device": device, "batch_size": batch_size}
+    store = results / "audits"
+    current: Subject | None = subject
+    while current is not None:
+        evidence = Evidence(current, eps)
+        probed = _probe(model, weights, device, current, eps, found, batch_size)
+        if probed.spread > DRAWN and current.eot == 1:
+            # Without averaging there is no figure to audit: say so, and average.
+            checks = [_drawn(probed, samples)]
+        else:
+            asked = evidence.spec(model, card.dataset, samples, weights=weights, **rest)
+            run = perform(asked, store, workers, progress)
+            shown = None
+            if weights is None:
+                asked = evidence.transfer(model, source, card.dataset, samples, **rest)
+                shown = perform(asked, store, workers, progress).transfer_rows
+            checks = judge(facts_of(evidence, probed, run.attack_rows, shown, STEPS))
+        found.rounds.append(Round(current, checks))
+        current = remedy(current, checks, probed)
+    _write(found, store)
+    return found
+
+
+def _drawn(probed: Probed, samples: int) -> Check:
+    said = f"{probed.spread:.1e} between passes"
+    advice = "average over draws: --eot 20"
+    return Check("randomised outputs", said, "red > 1e-4 without EoT", samples, "red", "AutoAttack", advice)
+
+
+def _probe(
+    name: str,
+    weights: str | None,
+    device: str,
+    subject: Subject,
+    eps: float,
+    found: Audit,
+    batch_size: int,
+) -> Probed:
+    images, labels = load_data(found.dataset)
+    ids = slice_ids(found.dataset, len(images), found.samples)
+    chosen = torch.tensor(ids)
+    x, y = images[chosen].to(device), labels[chosen].to(device)
+    net = load_model(name, weights, device, subject.eot)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(found.seed, "audit", name))
+        right = logits_of(net, x, batch_size).argmax(1) == y
+        if not right.any():
+            raise AuditError(f"the model {name} has none of {len(x)} images right: there is nothing to audit")
+        seeds = [seed_of(found.seed, "audit", i) for i, kept in zip(ids, right.tolist()) if kept]
+        return probe(net, x[right], y[right], seeds, subject, eps, batch_size)
+
+
+def _write(found: Audit, store: Path) -> None:
+    name = f"{found.fingerprint[:16]}-{found.norm}-{found.eps:g}.json"
+    text = json.dumps(found.as_dict(), indent=1) + "\n"
+    with writing(store):
+        (store / "verdicts").mkdir(parents=True, exist_ok=True)
+        write_whole(store / "verdicts" / name, partial(_text, text=text))
+
+
+def _text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def stored(results: Path) -> Iterator[dict[str, Any]]:
+    """Every verdict of a store."""
+    for file in sorted(results.glob("audits/verdicts/*.json")):
+        try:
+            document = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if document.get("schema") == 1:
+            yield document
+
+
+def verdict_of(documents: list[dict[str, Any]], weights: str, norm: str, eps: float | None) -> str:
+    """What stands beside a figure: the audit at this radius, or at the nearest one, which is then named.
+
+    `weights` is the model's fingerprint, or its beginning. `not audited` where there is none.
+    """
+    own = [d for d in documents if d["fingerprint"].startswith(weights)]
+    if not own:
+        return "not audited"
+    exact = [d for d in own if d["norm"] == norm and eps is not None and abs(d["eps"] - eps) < 1e-9]
+    if exact:
+        return str(exact[0]["verdict"])
+    near = min(own, key=lambda d: (d["norm"] != norm, abs(d["eps"] - (eps or 0))))
+    return f"{near['verdict']} (at {near['norm']} {near['eps']:g})"
+
+
+def tables(found: Audit) -> list[Table]:
+    """A traffic-light table per round: the model as it is, then with each remedy."""
+    made = []
+    for each in found.rounds:
+        lines = tuple(
+            (
+                check.colour,
+                check.name,
+                check.statistic,
+                check.threshold,
+                "" if check.p is None else f"{check.p:.2g}",
+                str(check.n),
+                check.advice if check.colour != "green" else "",
+            )
+            for check in each.checks
+        )
+        title = f"{found.model} · {found.norm}({found.eps:g}) · {each.subject}: {each.colour}"
+        columns = ("light", "check", "found", "threshold", "p", "n", "what to do")
+        left = frozenset({"light", "check", "found", "threshold", "what to do"})
+        table = Table(title, columns, lines, "", left, minor=("n", "threshold", "p"))
+        made.append(table if any(line[-1] for line in lines) else table.without("what to do"))
+    return made
+
+
+HONEST = ("mnist_cnn", "mnist_cnn_bn", "mnist_relu", "mnist_cnn@pgd_at")
+"""Networks with an exact gradient and nothing done to it: the audit must let them pass."""
+
+
+def suite() -> tuple[str, ...]:
+    """The planted networks, then the honest ones."""
+    from zoo.planted import PLANTED
+
+    return (*(f"{PREFIX}{name}" for name in PLANTED), *HONEST)
+
+
+def confusion(found: list[Audit]) -> dict[str, int]:
+    """How many planted networks were caught (red as they are), how many honest ones were accused."""
+    counts = dict.fromkeys(("caught", "missed", "passed", "accused"), 0)
+    for each in found:
+        red = each.rounds[0].colour == "red"
+        if each.model.startswith(PREFIX):
+            counts["caught" if red else "missed"] += 1
+        else:
+            counts["accused" if red else "passed"] += 1
+    return counts
+
+
+def confusion_table(found: list[Audit]) -> Table:
+    """The confusion matrix over the planted suite, and the verdict on each network."""
+    counts = confusion(found)
+    lines = (
+        ("planted", str(counts["caught"]), str(counts["missed"])),
+        ("honest", str(counts["accused"]), str(counts["passed"])),
+    )
+    verdicts = "; ".join(f"{each.model}: {each.verdict}" for each in found)
+    return Table("confusion matrix", ("networks", "called red", "not red"), lines, verdicts)

@@ -1,0 +1,121 @@
+"""`bench audit`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attacks.core import LOSS_NAMES, SURROGATES
+from bench.cli.common import (
+    device_of,
+    device_option,
+    eot_option,
+    json_option,
+    note,
+    progress_bar,
+    results_option,
+    seed_option,
+    show,
+    show_json,
+    workers_of,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from bench.audit.report import Audit
+
+
+@click.command(epilog="Example:  bench audit mnist_bnn --eps 0.1")
+@click.argument("models", nargs=-1)
+@click.option("--planted", is_flag=True, help="Audit networks that hide their gradient, and honest ones.")
+@click.option("--eps", help="The Linf radius.  [default: the dataset's]")
+@click.option("--samples", type=click.IntRange(1), default=500, show_default=True, help="Test images.")
+@click.option(
+    "--loss", type=click.Choice(LOSS_NAMES), default="ce", help="The white-box attack's.  [default: ce]"
+)
+@click.option(
+    "--surrogate",
+    type=click.Choice(SURROGATES),
+    default="own",
+    help="The gradient at thresholds.  [default: own]",
+)
+@eot_option
+@click.option("--weights", type=click.Path(), help="A safetensors file for the model.")
+@click.option("--source", help="The network whose images are shown to the model.  [default: its peer]")
+@click.option("--strict", is_flag=True, help="End with 1 where the last verdict is red.")
+@workers_option
+@seed_option
+@device_option
+@results_option
+@json_option
+def command(
+    models: tuple[str, ...],
+    planted: bool,
+    eps: str | None,
+    samples: int,
+    loss: str,
+    surrogate: str,
+    eot: int,
+    weights: str | None,
+    source: str | None,
+    strict: bool,
+    workers: int | None,
+    seed: int,
+    device: str,
+    results: Path,
+    as_json: bool,
+) -> None:
+    """Check whether a model's gradient can be believed.
+
+    A robust accuracy that white-box attacks leave is an upper bound, and worth as much as the gradient that
+    they followed. The audit looks at that gradient, and at what other attacks break. Where a light is red it
+    audits again with the remedy: another loss, a surrogate gradient, an average over draws. The verdict is
+    stored, and stands beside the model's figures in runs and leaderboards.
+    """
+    from adversarial_bench.errors import UserError
+    from attacks.core import check_eps
+    from attacks.registry import parse_number
+    from bench.audit import report
+    from bench.audit.subject import Subject
+
+    if planted == bool(models):
+        raise UserError("name a model to audit, or --planted: bench audit mnist_bnn")
+    device_of(device)
+    radius = None if eps is None else check_eps(parse_number(eps))
+    options: dict[str, Any] = {
+        "eps": radius,
+        "samples": samples,
+        "subject": Subject(loss, surrogate, eot),
+        "source": source,
+        "seed": seed,
+        "device": device,
+        "workers": workers_of(workers, device),
+    }
+    names = report.suite() if planted else models
+    found = []
+    for name in names:
+        with progress_bar() as progress:
+            found.append(report.audit(name, results, weights=weights, progress=progress, **options))
+        if not as_json:
+            show(report.tables(found[-1]))
+            note("")
+    _finish(found, planted, as_json, strict, results)
+
+
+def _finish(found: list[Audit], planted: bool, as_json: bool, strict: bool, results: Path) -> None:
+    from bench.audit import report
+
+    if as_json:
+        audits = [audit.as_dict() for audit in found]
+        show_json(
+            {"schema": 1, "audits": audits, **({"confusion": report.confusion(found)} if planted else {})}
+        )
+    elif planted:
+        show([report.confusion_table(found)])
+    if not as_json:
+        note(f"\nverdicts in {results / 'audits' / 'verdicts'}")
+    if strict and any(audit.rounds[-1].colour == "red" for audit in found):
+        sys.exit(1)
