@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def logits_of(model: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
-    """(N, K) float32 logits in eval mode, without gradients."""
+def logits_of(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(N, K) logits in eval mode, without gradients; `dtype` is that of the model's weights."""
     with frozen(model), torch.no_grad():
-        return torch.cat([model(part.float()).float() for part in images.split(batch_size)])
+        return torch.cat([model(part.to(dtype)).to(dtype) for part in images.split(batch_size)])
 
 
 def read(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +77,13 @@ def judge(
     `originals` is None for images made from nothing, whose distances are NaN. Success needs
     feasibility; whether the sample was right before is the caller's to add.
     """
-    logits = logits_of(model, images, batch_size)
+    return verdict(logits_of(model, images, batch_size), images, originals, goal, threat)
+
+
+def verdict(
+    logits: Tensor, images: Tensor, originals: Tensor | None, goal: Goal, threat: Threat
+) -> dict[str, Any]:
+    """`judge` where the logits (N, K) of the images are known."""
     label, confidence = read(logits)
     beyond = violation(images, originals, threat)
     feasible = beyond <= TOLERANCE

@@ -254,7 +254,8 @@ def from_nothing(
     return images, labels, Goal(kind, torch.tensor(wanted, device=device))
 
 
-def _samples(cell: Cell, ids: Sequence[int]) -> tuple[Tensor, Tensor, Goal]:
+def samples_of(cell: Cell, ids: Sequence[int]) -> tuple[Tensor, Tensor, Goal]:
+    """The images that a cell's attack starts from, their labels, and what it wants of each."""
     dataset = zoo.describe(cell.dataset)
     if cell.goal in MADE:
         return from_nothing(cell.goal, dataset.shape, ids, cell.device)
@@ -304,7 +305,7 @@ def compute(task: Task) -> Outcome:
 def _compute(task: Task) -> Outcome:
     cell = task.cell
     model = load_model(cell.model, task.weights_file, cell.device, cell.eot)
-    images, labels, goal = _samples(cell, task.ids)
+    images, labels, goal = samples_of(cell, task.ids)
     clean = _clean_of(task, model, images, goal)
     if task.images_file is not None:
         return _shown(task, model, images, labels, goal, clean)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adversarial_bench.errors import UserError
+from adversarial_bench.errors import UserError, unknown
 from adversarial_bench.files import write_whole
 from adversarial_bench.hashing import file_digest
 from bench.plan import Cell, Task
@@ -170,7 +170,7 @@ class RunFolder:
                     f"{self._files(name)[1]} is damaged; the run's own command computes it again"
                 )
             frame = pd.read_parquet(self._files(name)[1])
-            frames.append(label_rows(frame, _cell(receipt["cell"]), receipt["seconds"]))
+            frames.append(label_rows(frame, cell_of(receipt["cell"]), receipt["seconds"]))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*CELL_COLUMNS])
 
 
@@ -196,7 +196,31 @@ def runs(results: Path) -> list[RunFolder]:
     return [RunFolder(results, f.parent.name) for f in sorted(results.glob("runs/*/run.json"))]
 
 
-def _cell(document: dict[str, Any]) -> Cell:
+def find(results: Path, wanted: str) -> RunFolder:
+    """The run that is meant: its folder, its id, a prefix that no other id has, or `latest`.
+
+    `latest` is the run whose run.json was written last. Raises UnknownNameError for a run that is not
+    there and StoreError for a prefix of several.
+    """
+    if (Path(wanted) / "run.json").is_file():
+        # An absolute path replaces what it is joined to, so a run may lie anywhere.
+        return RunFolder(results, str(Path(wanted).resolve()))
+    known = {folder.path.name: folder for folder in runs(results)}
+    if wanted == "latest" and known:
+        return max(known.values(), key=lambda folder: (folder.path / "run.json").stat().st_mtime_ns)
+    matching = [wanted] if wanted in known else [name for name in known if wanted and name.startswith(wanted)]
+    if len(matching) > 1:
+        raise StoreError(f"{wanted!r} is the beginning of {len(matching)} runs: {', '.join(matching)}")
+    if not matching:
+        where = results / "runs"
+        if not known:
+            raise StoreError(f"no run {wanted!r}: {where} holds none; `bench run --model …` makes one")
+        raise unknown("run", wanted, [*known, "latest"], f"ls {where}")
+    return known[matching[0]]
+
+
+def cell_of(document: dict[str, Any]) -> Cell:
+    """The cell that a receipt records. Raises TypeError or KeyError for what is none."""
     from attacks.core import Threat
 
     return Cell(**{**document, "threat": Threat(**document["threat"])})

@@ -89,9 +89,14 @@ def _batch(
         return loss(View(x, x0, logits, goal))
 
     @torch.no_grad()
-    def exact(x: Tensor) -> Tensor:
-        # In float64, so that what is measured is the model and not the loss's own rounding.
-        return value(x, model(x).double())
+    def height(x: Tensor) -> Tensor:
+        # What is measured is the model, and not the loss's own rounding: in float64, and for cross-entropy,
+        # which rounds to 0 where the network is sure, the log-odds that it grows with.
+        seen = model(x).double()
+        if subject.loss != "ce":
+            return value(x, seen)
+        own = seen.gather(1, labels[:, None])
+        return (seen.scatter(1, labels[:, None], float("-inf")).logsumexp(1, keepdim=True) - own).squeeze(1)
 
     x = x0.clone().requires_grad_()
     with torch.enable_grad():
@@ -102,8 +107,8 @@ def _batch(
             grad = grad if found is None else found
     largest = grad.flatten(1).abs().amax(1)
     own = logits.detach().float().softmax(1).gather(1, labels[:, None]).squeeze(1)
-    here = exact(x0)
-    rises = exact((x0 + step * grad.sign()).clamp(0, 1)) > here
+    here = height(x0)
+    rises = height((x0 + step * grad.sign()).clamp(0, 1)) > here
 
     votes = torch.zeros(len(x0), device=x0.device)
     for k in range(DIRECTIONS):
@@ -111,7 +116,7 @@ def _batch(
         signs = (hashed(seeds, k, x0[0].numel()) - 0.5).sign().view_as(x0)
         moved = (x0 + NEARBY * signs).clamp(0, 1)
         slope = ((moved - x0).double() * grad.double()).flatten(1).sum(1)
-        change = exact(moved) - here
+        change = height(moved) - here
         votes += (slope.sign() == change.sign()) & (slope != 0)
     agrees = votes > DIRECTIONS / 2
     return largest == 0, (largest > 0) & (largest < FAINT), rises, agrees, own == 1

@@ -134,7 +134,7 @@ def note(line: str) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
+def progress_bar(doing: str = "attacking") -> Iterator[Progress]:
     """A live bar on a terminal's stderr; elsewhere nothing."""
     from rich.console import Console
     from rich.progress import (
@@ -161,7 +161,7 @@ def progress_bar() -> Iterator[Progress]:
         line = bar.add_task("planning", total=None)
 
         def begin(total: int, done: int) -> None:
-            bar.update(line, total=total, completed=done, description="attacking")
+            bar.update(line, total=total, completed=done, description=doing)
 
         def advance(task: Any, samples: int) -> None:
             cell = task.cell
