@@ -20,6 +20,7 @@ VERBS = {
     "transfer": "Show one model's adversarial images to another.",
     "timing": "Measure training and inference time of two models.",
     "leaderboard": "Write the leaderboards from stored runs.",
+    "verify": "Recompute a run, or a file of images, from the images alone.",
     "data": "List, fetch and verify datasets.",
 }
 
