@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.core import MADE
+from bench.audit.verdicts import stored, verdict_of
 from bench.metrics import DISTANCE, WorstCase, cell_metrics, threats, worst_case
 from bench.render.table import Table, as_markdown, number, percent
 from bench.store import RunFolder, StoreError, runs
@@ -34,6 +35,8 @@ class Standing:
     run: str
     stamp: Mapping[str, Any]
     flags: tuple[str, ...]
+    audit: str
+    """Whether the model's gradient can be believed: see `bench.audit`."""
 
 
 def standings(results: Path) -> list[Standing]:
@@ -62,7 +65,7 @@ def standings(results: Path) -> list[Standing]:
         raise StoreError(
             f"no finished run under {results / 'runs'}; `bench run --model … --attack all` makes one"
         )
-    return _ranked(best)
+    return _ranked(best, list(stored(results)))
 
 
 def own_rows(folder: RunFolder) -> pd.DataFrame:
@@ -71,7 +74,9 @@ def own_rows(folder: RunFolder) -> pd.DataFrame:
     return rows[rows["source"] == ""]
 
 
-def _ranked(best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]]) -> list[Standing]:
+def _ranked(
+    best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]], audits: list[dict[str, Any]]
+) -> list[Standing]:
     found = []
     order = list(DISTANCE)
     for threat in sorted({place[:3] for place in best}, key=lambda t: (t[0], order.index(t[1]), t[2])):
@@ -86,15 +91,17 @@ def _ranked(best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, A
                 flags.append("a single attack")
             if case.attacks < most:
                 flags.append(f"{most - case.attacks} attacks fewer than others")
+            weights = document["fingerprints"][case.model]
             found.append(
                 Standing(
                     rank=1 + sum(other < score for other in scores),
                     case=case,
-                    weights=document["fingerprints"][case.model][:12],
+                    weights=weights[:12],
                     command=document["spec"]["command"],
                     run=document["id"],
                     stamp=document["stamp"],
                     flags=tuple(flags),
+                    audit=verdict_of(audits, weights, case.norm, case.eps),
                 )
             )
     return found
@@ -111,6 +118,7 @@ def tables(found: list[Standing]) -> list[Table]:
                 s.case.model,
                 percent(s.case.clean_accuracy),
                 percent(s.case.robust_accuracy),
+                s.audit,
                 str(s.case.n),
                 str(s.case.attacks),
                 s.case.strongest,
@@ -119,8 +127,19 @@ def tables(found: list[Standing]) -> list[Table]:
             )
             for s in group
         )
-        columns = ("rank", "model", "clean %", "robust %", "n", "attacks", "strongest", "weights", "flags")
-        left = frozenset({"model", "strongest", "weights", "flags"})
+        columns = (
+            "rank",
+            "model",
+            "clean %",
+            "robust %",
+            "audit",
+            "n",
+            "attacks",
+            "strongest",
+            "weights",
+            "flags",
+        )
+        left = frozenset({"model", "audit", "strongest", "weights", "flags"})
         title = f"{key[0]} · {threat_name(key[1], float('nan') if key[2] is None else key[2])}"
         made.append(Table(title, columns, lines, "", left))
     return made
@@ -144,6 +163,7 @@ def document(found: list[Standing]) -> dict[str, Any]:
                 "attacks": s.case.attacks,
                 "errors": s.case.errors,
                 "strongest": s.case.strongest,
+                "audit": s.audit,
                 "weights": s.weights,
                 "run": s.run,
                 "flags": list(s.flags),
@@ -226,7 +246,9 @@ def as_page(found: list[Standing]) -> str:
         "# Leaderboards",
         "",
         "Robust accuracy: right before, and after every attack of the threat model, over all n test images",
-        "of a fixed random sample; an upper bound on the truth. Intervals: Wilson, 95 %. Rebuilt by:",
+        "of a fixed random sample; an upper bound on the truth. Intervals: Wilson, 95 %. Audit: whether the",
+        "gradient that white-box attacks follow can be believed (`bench audit`), as it is and, where it is",
+        "red, with the remedy that `standard` has. Rebuilt by:",
         "",
         "```",
         *commands,

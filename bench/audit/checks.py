@@ -275,20 +275,17 @@ def judge(facts: Facts) -> list[Check]:
 def remedy(subject: Subject, checks: list[Check], probed: Probed) -> Subject | None:
     """How the model must be attacked for its red lights to go out; None where there is no more to try.
 
-    Draws are averaged over first, since all else is noise without; a step gets a surrogate; and else the
-    loss is changed for one that no scale blinds.
+    One change at a time: draws are averaged over first, since all else is noise without; a step gets a
+    surrogate; and then the loss is changed for one that no scale blinds.
     """
     red = {check.name for check in checks if check.colour == "red"}
     if not red:
         return None
     if "randomised outputs" in red:
         return replace(subject, eot=20)
-    found = subject
     if probed.steps and subject.surrogate == "own":
-        found = replace(found, surrogate="tanh")
-    if subject.loss == "ce":
-        found = replace(found, loss="dlr")
-    return None if found == subject else found
+        return replace(subject, surrogate="tanh")
+    return replace(subject, loss="dlr") if subject.loss == "ce" else None
 
 
 def worst(checks: list[Check]) -> Colour:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import zoo
 from adversarial_bench.errors import UserError
-from adversarial_bench.files import write_whole
 from adversarial_bench.hashing import seed_of
+from bench.audit import verdicts
 from bench.audit.checks import Check, Colour, facts_of, judge, remedy, worst
 from bench.audit.probes import Probed, probe
 from bench.audit.subject import STEPS, Evidence, Subject
@@ -22,12 +20,7 @@ from bench.plan import slice_ids
 from bench.render.table import Table
 from bench.runner import DRAWN, load_data, load_model
 from bench.session import Progress, perform
-from bench.store import writing
 from zoo.registry import PREFIX, fingerprint
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 AS_IT_IS = Subject()
 QUIET = Progress()
@@ -140,7 +133,7 @@ def audit(
             checks = judge(facts_of(evidence, probed, run.attack_rows, shown, STEPS))
         found.rounds.append(Round(current, checks))
         current = remedy(current, checks, probed)
-    _write(found, store)
+    verdicts.write(found.as_dict(), results)
     return found
 
 
@@ -171,44 +164,6 @@ def _probe(
             raise AuditError(f"the model {name} has none of {len(x)} images right: there is nothing to audit")
         seeds = [seed_of(found.seed, "audit", i) for i, kept in zip(ids, right.tolist()) if kept]
         return probe(net, x[right], y[right], seeds, subject, eps, batch_size)
-
-
-def _write(found: Audit, store: Path) -> None:
-    name = f"{found.fingerprint[:16]}-{found.norm}-{found.eps:g}.json"
-    text = json.dumps(found.as_dict(), indent=1) + "\n"
-    with writing(store):
-        (store / "verdicts").mkdir(parents=True, exist_ok=True)
-        write_whole(store / "verdicts" / name, partial(_text, text=text))
-
-
-def _text(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
-def stored(results: Path) -> Iterator[dict[str, Any]]:
-    """Every verdict of a store."""
-    for file in sorted(results.glob("audits/verdicts/*.json")):
-        try:
-            document = json.loads(file.read_text())
-        except (OSError, ValueError):
-            continue
-        if document.get("schema") == 1:
-            yield document
-
-
-def verdict_of(documents: list[dict[str, Any]], weights: str, norm: str, eps: float | None) -> str:
-    """What stands beside a figure: the audit at this radius, or at the nearest one, which is then named.
-
-    `weights` is the model's fingerprint, or its beginning. `not audited` where there is none.
-    """
-    own = [d for d in documents if d["fingerprint"].startswith(weights)]
-    if not own:
-        return "not audited"
-    exact = [d for d in own if d["norm"] == norm and eps is not None and abs(d["eps"] - eps) < 1e-9]
-    if exact:
-        return str(exact[0]["verdict"])
-    near = min(own, key=lambda d: (d["norm"] != norm, abs(d["eps"] - (eps or 0))))
-    return f"{near['verdict']} (at {near['norm']} {near['eps']:g})"
 
 
 def tables(found: Audit) -> list[Table]:

@@ -1,0 +1,48 @@
+"""The verdicts of a store: what stands beside a model's figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adversarial_bench.files import write_whole
+from bench.store import writing
+
+NONE = "not audited"
+
+
+def write(document: dict[str, Any], results: Path) -> None:
+    """Stores an audit; an earlier one of the same model at the same radius gives way."""
+    folder = results / "audits" / "verdicts"
+    name = f"{document['fingerprint'][:16]}-{document['norm']}-{document['eps']:g}.json"
+    text = json.dumps(document, indent=1) + "\n"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / name, lambda path: path.write_text(text))
+
+
+def stored(results: Path) -> Iterator[dict[str, Any]]:
+    """Every verdict of a store; one that is damaged is as good as none."""
+    for file in sorted(results.glob("audits/verdicts/*.json")):
+        try:
+            document = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if document.get("schema") == 1:
+            yield document
+
+
+def verdict_of(documents: list[dict[str, Any]], weights: str, norm: str, eps: float | None) -> str:
+    """The audit of a model at this radius, or at the nearest one, which is then named.
+
+    `weights` is the model's fingerprint. `not audited` where there is none.
+    """
+    own = [d for d in documents if d["fingerprint"] == weights]
+    if not own:
+        return NONE
+    near = min(own, key=lambda d: (d["norm"] != norm, abs(d["eps"] - (eps or 0.0))))
+    if near["norm"] == norm and eps is not None and abs(near["eps"] - eps) < 1e-9:
+        return str(near["verdict"])
+    return f"{near['verdict']} (at {near['norm']} {near['eps']:g})"
