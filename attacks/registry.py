@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from adversarial_bench.errors import unknown
+from attacks.bisection import PREFIX, Bisected
 from attacks.core import Entry, ParameterError, check_parameter
 
 
@@ -68,9 +69,10 @@ def split(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def get(name: str) -> Entry:
-    """The attack called `name`; a bare name means the native one, `pgd:steps=200` one with parameters set.
+    """The attack called `name`; a bare name means the native one, `min/NAME` the bisection over one.
 
-    `restarts` is the run's to see to. Raises UnknownNameError with the nearest names, or ParameterError.
+    `pgd:steps=200` is one with parameters set, of which `restarts` is the run's to see to. Raises
+    UnknownNameError with the nearest names, ParameterError for `min/` before what takes no eps.
     """
     base, parameters = split(name)
     entry = _named(base)
@@ -79,6 +81,8 @@ def get(name: str) -> Entry:
 
 
 def _named(name: str) -> Entry:
+    if name.startswith(PREFIX):
+        return Bisected(_named(name.removeprefix(PREFIX)))
     full = name if "/" in name else f"native/{name}"
     known = catalogue()
     if full not in known:

@@ -75,7 +75,10 @@ def _attacks(tag: str | None) -> Table:
         if tag is None or tag in entry.tags
     )
     columns = ("attack", "threat", "goals", "tags", "what it is", *DETAILS)
-    note = "`bench list attacks --parameters` shows parameters, presets and sources"
+    note = (
+        "`bench list attacks --parameters` shows parameters, presets and sources; "
+        "min/NAME is the least eps at which NAME succeeds, as in min/native/pgd"
+    )
     return Table("attacks", columns, lines, note, frozenset(columns), minor=("what it is", "goals"))
 
 
