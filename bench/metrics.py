@@ -32,10 +32,10 @@ class Estimate:
     n: int
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """For JSON, which has no NaN."""
+        """For JSON, which has neither NaN nor infinity."""
 
         def plain(number: float) -> float | None:
-            return None if math.isnan(number) else round(number, 6)
+            return round(number, 6) if math.isfinite(number) else None
 
         return {"value": plain(self.value), "low": plain(self.low), "high": plain(self.high), "n": self.n}
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from attacks.core import MADE
+from attacks.core import MADE, RADIUS_NORMS
+from bench import distance
 from bench.metrics import (
     DISTANCE,
     CellMetrics,
@@ -18,7 +19,7 @@ from bench.metrics import (
     threats,
     worst_case,
 )
-from bench.render.table import Table, number, percent
+from bench.render.table import Table, number, percent, spread
 from bench.spec import SCHEMA
 
 if TYPE_CHECKING:
@@ -26,11 +27,17 @@ if TYPE_CHECKING:
 
     from bench.session import Run
 
+Radii = Mapping[str, Sequence[float]]
+"""The radii that a run was asked for, by norm."""
+CURVES = 3
+"""Attacks whose accuracy against eps is shown to people: the most nearly optimal."""
+FEWEST_PRICES = 3
+"""Attacks in a threat model from which on it is worth asking which one is best for the money."""
 COSTS = ("fwd", "bwd", "s")
 """Passes per sample each way, and seconds of the attack over all samples."""
 
 
-def threat_name(norm: str, eps: float) -> str:
+def threat_name(norm: str, eps: float | None) -> str:
     """`linf(0.1)`, or the norm alone."""
     return norm if eps is None or math.isnan(eps) else f"{norm}({eps:g})"
 
@@ -63,16 +70,13 @@ def attack_tables(rows: pd.DataFrame, flags: dict[str, list[str]]) -> list[Table
     for (model, norm), of_norm in plain.groupby(["model", "norm"], sort=False):
         by_eps = of_norm.assign(budget=of_norm["eps"].fillna(-1.0))
         for eps, group in by_eps.groupby("budget"):
-            minimal = eps < 0 and norm not in ("ink", "unrestricted")
-            threat = (
-                f"{norm}, least distance"
-                if minimal
-                else threat_name(str(norm), float("nan") if eps < 0 else eps)
-            )
+            if eps < 0 and norm in RADIUS_NORMS:
+                continue  # an attack without a budget has distances: see `distance_tables`
+            threat = threat_name(str(norm), float("nan") if eps < 0 else eps)
             lines = []
             for head, cell in cells(group):
                 metrics = cell_metrics(cell)
-                name = head["attack"] + (" (targeted)" if _needs_mark(head) else "")
+                name = _marked(head["attack"], head["goal"])
                 figures = _figures(metrics, cell, str(norm))
                 lines.append((metrics.attack_success_rate.value, (name, *figures, ", ".join(metrics.flags))))
             lines.sort(key=lambda line: -(line[0] if not math.isnan(line[0]) else -1))
@@ -84,9 +88,82 @@ def attack_tables(rows: pd.DataFrame, flags: dict[str, list[str]]) -> list[Table
                 "; ".join(flags.get(str(model), [])),
                 minor=("bwd", "fwd", "s", "≥0.9 %", "conf", distance),
             )
-            # An attack without a budget leaves nothing robust; the worst case measures its distances.
-            found.append(_without_empty(table.without("robust %") if minimal else table))
+            found.append(_without_empty(table))
     return found
+
+
+def distance_tables(rows: pd.DataFrame, flags: dict[str, list[str]], asked: Radii) -> list[Table]:
+    """Two tables per model and norm: the minimal-norm attacks' distances, and accuracy against eps."""
+    found = []
+    for group in distance.norms(rows):
+        digits = {"linf": 3, "l0": 1}.get(group.norm, 2)
+        title = f"{group.model} · {group.norm}, least distance · {_sample(group.rows)}"
+        names = [_marked(attack.attack, attack.goal) for attack in group.attacks]
+        lines = tuple(
+            (
+                name,
+                percent(attack.metrics.attack_success_rate),
+                number(attack.optimality, 3),
+                spread(attack.median, digits),
+                number(attack.metrics.median_distance, digits),
+                number(attack.metrics.forwards_per_sample, 0),
+                number(attack.metrics.backwards_per_sample, 0),
+                number(attack.seconds, 1),
+                ", ".join(attack.metrics.flags),
+            )
+            for name, attack in zip(names, group.attacks)
+        )
+        columns = ("attack", "success %", "optimality", "median", "med fooled", *COSTS, "flags")
+        notes = [
+            "optimality: 1 = no attack of the run came nearer, 0 = nothing broken",
+            "median: over all samples, wrong before = 0, not broken = ∞",
+            *flags.get(group.model, []),
+        ]
+        table = Table(title, columns, lines, "; ".join(notes), minor=("bwd", "fwd", "s", "med fooled"))
+        found.append(_without_empty(table))
+
+        radii = distance.radii(group.best, asked.get(group.norm, ()))
+        curves = [("worst case", group.best), *zip(names, (attack.distances for attack in group.attacks))]
+        accuracy = [
+            (name, *(percent(distance.robust_at(values, eps)) for eps in radii))
+            for name, values in curves[: 1 + CURVES]
+        ]
+        title = f"{group.model} · {group.norm}, robust % at eps · {_sample(group.rows)}"
+        note = "worst case: the nearest image of any attack in this norm"
+        if len(curves) > 1 + CURVES:
+            note += f"; --json has {len(curves) - 1 - CURVES} more, and the whole curves"
+        heads = tuple(f"{eps:g}" for eps in radii)
+        minor = tuple(head for head, eps in zip(heads, radii) if eps not in asked.get(group.norm, ()))
+        found.append(Table(title, ("attack", *heads), tuple(accuracy), note, minor=minor))
+    return found
+
+
+def price_table(rows: pd.DataFrame, asked: Radii) -> Table | None:
+    """The Pareto front of success against passes in each threat model with three attacks or more."""
+    lines: list[tuple[str, ...]] = []
+    for model, norm, eps, prices in _prices(rows, asked):
+        if len(prices) < FEWEST_PRICES:
+            continue
+        threat = threat_name(norm, eps)
+        for price in prices:
+            if price.front:
+                name, success = _marked(price.attack, price.goal), percent(price.success)
+                costs = (number(price.forwards, 0), number(price.backwards, 0), number(price.passes, 0))
+                lines.append((model, threat, name, success, *costs, str(len(prices))))
+    if not lines:
+        return None
+    columns = ("model", "threat", "attack", "success %", "fwd", "bwd", "passes", "of")
+    note = "none of the other attacks (of: how many) has more success for as few passes, forward or backward"
+    left = frozenset({"model", "threat", "attack"})
+    return Table("best for the money", columns, tuple(lines), note, left, minor=("of", "bwd", "fwd"))
+
+
+def _prices(
+    rows: pd.DataFrame, asked: Radii
+) -> Iterator[tuple[str, str, float | None, list[distance.Price]]]:
+    for model, of_model in rows.groupby("model", sort=False):
+        for norm, eps in threats(of_model, asked):
+            yield str(model), norm, eps, distance.prices(of_model, norm, eps)
 
 
 def _sample(rows: pd.DataFrame) -> str:
@@ -98,12 +175,10 @@ def _sample(rows: pd.DataFrame) -> str:
     return f"{n} test images · clean {percent(clean)} %"
 
 
-def _needs_mark(head: dict[str, Any]) -> bool:
-    return head["goal"] == "targeted" and head["attack"].split("/")[1] not in (
-        "ink_target",
-        "mse_target",
-        "noise",
-    )
+def _marked(attack: str, goal: str) -> str:
+    """The attack's name, and whether it aimed at a class where it need not have."""
+    always = attack.split("/")[1] in ("ink_target", "mse_target", "noise")
+    return f"{attack} (targeted)" if goal == "targeted" and not always else attack
 
 
 def suite_tables(rows: pd.DataFrame) -> list[Table]:
@@ -163,7 +238,7 @@ def fooling_tables(rows: pd.DataFrame) -> list[Table]:
     return found
 
 
-def worst_cases(rows: pd.DataFrame, radii: Mapping[str, Sequence[float]]) -> list[WorstCase]:
+def worst_cases(rows: pd.DataFrame, radii: Radii) -> list[WorstCase]:
     """The worst case of every model in every threat model that was run; `radii` as for `threats`."""
     found = []
     for _, of_model in rows.groupby("model", sort=False):
@@ -174,7 +249,7 @@ def worst_cases(rows: pd.DataFrame, radii: Mapping[str, Sequence[float]]) -> lis
     return found
 
 
-def worst_table(rows: pd.DataFrame, radii: Mapping[str, Sequence[float]]) -> Table:
+def worst_table(rows: pd.DataFrame, radii: Radii) -> Table:
     """One line per model and threat model."""
     lines = tuple(
         (
@@ -266,9 +341,11 @@ def run_tables(run: Run) -> list[Table]:
     return [
         *attack_tables(rows, run.model_flags),
         *suite_tables(rows),
+        *distance_tables(rows, run.model_flags, run.spec.eps),
         *fooling_tables(rows),
         *(universal_table(found) for found in run.universal),
         *transfer_tables(run.transfer_rows),
+        *filter(None, (price_table(rows, run.spec.eps),)),
         worst_table(rows, run.spec.eps),
     ]
 
@@ -281,6 +358,19 @@ def document(run: Run) -> dict[str, Any]:
         "path": str(run.folder.path),
         "cells": [_cell_document(run, head, group) for head, group in cells(run.attack_rows)],
         "worst_case": [_worst_document(case) for case in worst_cases(run.attack_rows, run.spec.eps)],
+        "distances": [_distances_document(run, group) for group in distance.norms(run.attack_rows)],
+        "money": [
+            {
+                "model": model,
+                "threat": threat_name(norm, eps),
+                "eps": eps,
+                "attacks": [
+                    {**asdict(price), "success": price.success.as_dict(), "passes": price.passes}
+                    for price in prices
+                ],
+            }
+            for model, norm, eps, prices in _prices(run.attack_rows, run.spec.eps)
+        ],
         "transfer": [
             {
                 "source": head["source"],
@@ -293,6 +383,36 @@ def document(run: Run) -> dict[str, Any]:
             for head, group in cells(run.transfer_rows)
         ],
         "universal": run.universal,
+    }
+
+
+def _distances_document(run: Run, group: distance.Norm) -> dict[str, Any]:
+    radii = distance.radii(group.best, run.spec.eps.get(group.norm, ()))
+
+    def accuracy(values: pd.Series) -> list[dict[str, Any]]:
+        return [{"eps": eps, "robust_accuracy": distance.robust_at(values, eps).as_dict()} for eps in radii]
+
+    return {
+        "model": group.model,
+        "norm": group.norm,
+        "eps0": _plain(group.eps0),
+        "worst_case": {"accuracy": accuracy(group.best), "curve": distance.curve(group.best)},
+        "attacks": [
+            {
+                "attack": attack.attack,
+                "goal": attack.goal,
+                "attack_success_rate": attack.metrics.attack_success_rate.as_dict(),
+                "optimality": _plain(attack.optimality),
+                "median": attack.median.as_dict(),
+                "median_fooled": _plain(attack.metrics.median_distance),
+                "forwards_per_sample": _plain(attack.metrics.forwards_per_sample),
+                "backwards_per_sample": _plain(attack.metrics.backwards_per_sample),
+                "seconds": round(attack.seconds, 4),
+                "accuracy": accuracy(attack.distances),
+                "curve": distance.curve(attack.distances),
+            }
+            for attack in group.attacks
+        ],
     }
 
 

@@ -37,8 +37,14 @@ def percent(estimate: Estimate) -> str:
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A figure, or a dash for NaN."""
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+    """A figure, a dash for NaN, ∞ for infinity."""
+    return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.{digits}f}"
+
+
+def spread(estimate: Estimate, digits: int = 2) -> str:
+    """`0.112 [0.105–0.118]`: a value that is no rate, with its interval."""
+    low, high = number(estimate.low, digits), number(estimate.high, digits)
+    return f"{number(estimate.value, digits)} [{low}–{high}]" if estimate.n else "–"
 
 
 def as_text(table: Table) -> str:
