@@ -72,6 +72,31 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return found
 
 
+def half_width(n: float, proportion: float) -> float:
+    """Half the length of Wilson's 95 % interval at this proportion of n."""
+    from scipy.stats import norm
+
+    z = float(norm.ppf(0.975))
+    return z * math.sqrt(n * proportion * (1 - proportion) + z**2 / 4) / (n + z**2)
+
+
+def samples_for(width: float, proportion: float) -> int:
+    """The least n whose Wilson 95 % interval at this proportion has a half-width of at most `width`.
+
+    With m = n + z², q = p (1 - p): m = z² (q + sqrt(q² + w² (1 - 4 q))) / (2 w²), the greater root of
+    `half_width` = w. Raises ValueError unless 0 < width < 0.5.
+    """
+    if not 0 < width < 0.5:
+        raise ValueError(f"a half-width lies between 0 and 0.5; got {width}")
+    from scipy.stats import norm
+
+    z2 = float(norm.ppf(0.975)) ** 2
+    q = proportion * (1 - proportion)
+    m = z2 * (q + math.sqrt(q**2 + width**2 * (1 - 4 * q))) / (2 * width**2)
+    # Less a trifle, so that rounding does not ask for one more where n is whole.
+    return max(1, math.ceil(m - z2 - 1e-9))
+
+
 def mean(values: pd.Series) -> Estimate:
     """The mean of values in [0, 1] with Student's 95 % interval, cut to [0, 1]."""
     n = len(values)

@@ -17,6 +17,8 @@ from bench.spec import SCHEMA, RunSpec, SpecError
 
 SHARD = 500
 """Samples of a shard: what a killed run can lose."""
+PILOT = 200
+"""Samples of the first shard, the rest of SHARD being the second: a pilot's shards serve the longer run."""
 
 
 @dataclass(frozen=True)
@@ -190,4 +192,5 @@ def tasks_of(cell: Cell, spec: RunSpec) -> list[Task]:
     if cell.goal in MADE:
         return [Task(cell, tuple(range(dataset.classes)), weights)]
     ids = slice_ids(cell.dataset, dataset.splits["test"].size, spec.samples)
-    return [Task(cell, tuple(ids[i : i + SHARD]), weights) for i in range(0, len(ids), SHARD)]
+    cuts = [0, *(cut for cut in (PILOT, *range(SHARD, len(ids), SHARD)) if cut < len(ids)), len(ids)]
+    return [Task(cell, tuple(ids[start:stop]), weights) for start, stop in zip(cuts, cuts[1:])]

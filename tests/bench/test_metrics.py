@@ -6,8 +6,19 @@ import math
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bench.metrics import broken, cell_metrics, mean, rate, threats, worst_case
+from bench.metrics import (
+    broken,
+    cell_metrics,
+    half_width,
+    mean,
+    rate,
+    samples_for,
+    threats,
+    worst_case,
+)
 
 
 def rows(**columns: object) -> pd.DataFrame:
@@ -154,3 +165,43 @@ def test_fooling_images_have_no_clean_accuracy() -> None:
     assert (found.clean_accuracy.n, found.robust_accuracy.n) == (0, 0)
     assert found.attack_success_rate.value == 1.0
     assert worst_case(rows(goal="generate", norm="unrestricted"), "unrestricted", None) is None
+
+
+@pytest.mark.parametrize(
+    ("proportion", "width", "normal"),
+    [
+        (0.9, 0.01, 3458),
+        (0.9, 0.02, 865),
+        (0.9, 0.03, 385),
+        (0.5, 0.01, 9604),
+        (0.5, 0.02, 2401),
+        (0.5, 0.03, 1068),
+    ],
+)
+def test_samples_for_a_half_width(proportion: float, width: float, normal: int) -> None:
+    # z² p (1 - p) / w² by the normal approximation; Wilson's interval is a little shorter at one half.
+    n = samples_for(width, proportion)
+    assert n == pytest.approx(normal, rel=0.02)
+    even = n if proportion == 0.5 and n % 2 == 0 else 10 * round(n / 10)
+    wilson = rate(round(proportion * even), even)
+    assert (wilson.high - wilson.low) / 2 == pytest.approx(width, rel=0.01)
+
+
+@given(st.floats(0.002, 0.3), st.floats(0, 1))
+def test_one_sample_less_would_not_do(width: float, proportion: float) -> None:
+    n = samples_for(width, proportion)
+    assert half_width(n, proportion) <= width + 1e-9
+    assert n == 1 or half_width(n - 1, proportion) > width - 1e-9
+
+
+@given(st.integers(0, 400), st.integers(1, 400))
+def test_the_half_width_is_that_of_the_interval(count: int, n: int) -> None:
+    count = min(count, n)
+    interval = rate(count, n)
+    assert half_width(n, count / n) == pytest.approx((interval.high - interval.low) / 2, abs=1e-9)
+
+
+def test_no_number_of_samples_gives_an_impossible_width() -> None:
+    for width in (0.0, 0.5, -0.1):
+        with pytest.raises(ValueError, match="half-width"):
+            samples_for(width, 0.5)

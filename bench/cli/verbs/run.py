@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from bench.cli.common import device_of, note, progress_bar, show, show_json, slice_options, workers_of
+from bench.render.table import percent
 
 if TYPE_CHECKING:
+    from bench.metrics import WorstCase
     from bench.session import Run
     from bench.spec import RunSpec
 
@@ -32,9 +36,18 @@ SAMPLES = 200
 @click.option(
     "--transfer/--no-transfer", default=None, help="Show the images to the model's peer.  [default: with all]"
 )
+@click.option(
+    "--precision", type=float, help="Choose --samples: half-width of the worst case's interval, as 0.01."
+)
 @slice_options(SAMPLES)
 def command(
-    models: str, attacks: str, weights: str | None, transfer: bool | None, as_json: bool, **rest: Any
+    models: str,
+    attacks: str,
+    weights: str | None,
+    transfer: bool | None,
+    precision: float | None,
+    as_json: bool,
+    **rest: Any,
 ) -> None:
     """Attack models and show how robust they are.
 
@@ -48,6 +61,8 @@ def command(
     wanted = transfer if transfer is not None else attacks.startswith("all")
     pairs = tuple((name, peer) for name, peer in peers.items() if peer is not None) if wanted else ()
     spec = build_spec(chosen, attacks, weights=weights, transfers=pairs, **rest)
+    if precision is not None:
+        spec = precise(spec, precision, rest["results"], rest["workers"])
     run = perform(spec, rest["results"], rest["workers"])
     finish(run, as_json)
 
@@ -112,6 +127,52 @@ def build_spec(
         transfers=transfers,
         command="bench " + " ".join(_quoted(word) for word in sys.argv[1:]),
     )
+
+
+def precise(spec: RunSpec, precision: float, results: Path, workers: int | None) -> RunSpec:
+    """The spec with as many samples as every worst case needs for this half-width, by a pilot run.
+
+    The pilot attacks the first shard. A worst case is then taken to be at the point of the pilot's interval
+    that is nearest to one half, where n is greatest: so the half-width is kept in 95 of 100 runs or more,
+    mostly with room to spare. Raises SpecError together with --samples, or where nothing has an accuracy.
+    """
+    import zoo
+    from attacks.core import MADE
+    from attacks.registry import get
+    from bench import views
+    from bench.metrics import half_width, samples_for
+    from bench.plan import PILOT
+    from bench.spec import SpecError
+
+    if click.get_current_context().get_parameter_source("samples") is ParameterSource.COMMANDLINE:
+        raise SpecError("--precision chooses the number of samples; leave out --samples, or --precision")
+    if not 0 < precision < 0.5:
+        raise SpecError(
+            f"--precision is a half-width between 0 and 0.5, as 0.01 for ±1 point; got {precision}"
+        )
+    if all(get(name).goals[0] in MADE for name in spec.attacks):
+        raise SpecError("--precision: no chosen attack starts from a test image, so there is no accuracy")
+    size = zoo.describe(spec.dataset).splits["test"].size
+    pilot = perform(replace(spec, samples=min(PILOT, size), transfers=()), results, workers)
+
+    def pessimistic(case: WorstCase) -> float:
+        return min(max(0.5, case.robust_accuracy.low), case.robust_accuracy.high)
+
+    cases = views.worst_cases(pilot.attack_rows, spec.eps)
+    widest = max(cases, key=lambda case: samples_for(precision, pessimistic(case)))
+    rate = pessimistic(widest)
+    needed = max(samples_for(precision, rate), pilot.spec.samples)
+    reason = (
+        f"{widest.model} under {views.threat_name(widest.norm, widest.eps)}, "
+        f"{percent(widest.robust_accuracy)} % robust in a pilot of {pilot.spec.samples}"
+    )
+    if needed > size:
+        reached = 100 * half_width(size, rate)
+        note(f"±{100 * precision:g} points would take {needed} samples ({reason});")
+        note(f"all {size} images give ±{reached:.1f} points")
+    else:
+        note(f"±{100 * precision:g} points take {needed} samples ({reason})")
+    return replace(spec, samples=min(needed, size))
 
 
 def _aimed(names: list[str], targets: str | None) -> tuple[str, ...]:

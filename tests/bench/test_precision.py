@@ -1,0 +1,83 @@
+"""`--precision`: a pilot says how many samples an interval needs, and its shards are not computed again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from bench.metrics import samples_for
+from bench.plan import cells_of, tasks_of
+from bench.spec import RunSpec
+from tests.conftest import Answer
+
+Cli = Callable[..., Answer]
+FGSM = ("run", "--model", "mnist_relu", "--attack", "fgsm", "--workers", "1")
+
+
+def shards(samples: int) -> list[tuple[int, ...]]:
+    spec = RunSpec(("mnist_relu",), ("native/fgsm",), "mnist", samples, {"linf": (0.1,)})
+    (cell,) = cells_of(spec, {"mnist_relu": "fingerprint"})
+    return [task.ids for task in tasks_of(cell, spec)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "sizes"),
+    [
+        (1, [1]),
+        (200, [200]),
+        (201, [200, 1]),
+        (500, [200, 300]),
+        (501, [200, 300, 1]),
+        (1234, [200, 300, 500, 234]),
+    ],
+)
+def test_the_shards_of_a_pilot_are_shards_of_the_run(samples: int, sizes: list[int]) -> None:
+    found = shards(samples)
+    assert [len(ids) for ids in found] == sizes
+    assert found[:-1] == shards(10_000)[: len(found) - 1]
+
+
+def test_precision_chooses_the_number_of_samples(cli: Cli) -> None:
+    answer = cli(*FGSM, "--precision", "0.05", "--json")
+    assert answer.code == 0
+    pilot = cli(*FGSM, "--samples", "200", "--json").json["worst_case"][0]["robust_accuracy"]
+    (worst,) = answer.json["worst_case"]
+    nearest_half = min(max(0.5, pilot["low"]), pilot["high"])
+    assert worst["n"] == samples_for(0.05, nearest_half) > 200
+    assert (worst["robust_accuracy"]["high"] - worst["robust_accuracy"]["low"]) / 2 <= 0.05
+    assert f"±5 points take {worst['n']} samples (mnist_relu under linf(0.1), " in answer.err
+    again = cli(*FGSM, "--precision", "0.05")
+    assert "0 shards computed" in again.err
+
+
+def test_the_pilot_is_taken_from_the_store(cli: Cli) -> None:
+    answer = cli(*FGSM, "--precision", "0.05")
+    assert "1 shards computed, 1 taken from the store" in answer.err
+    coarse = cli(*FGSM, "--precision", "0.2")
+    assert "200 of 10000" in coarse.out, "what the pilot has computed is not thrown away"
+
+
+@pytest.mark.parametrize("given", ["0", "0.5", "-0.1", "nan"])
+def test_an_impossible_precision_is_refused(cli: Cli, given: str) -> None:
+    answer = cli(*FGSM, "--precision", given)
+    assert answer.code == 2
+    assert "half-width between 0 and 0.5" in answer.complaint
+
+
+def test_precision_and_samples_exclude_each_other(cli: Cli) -> None:
+    answer = cli(*FGSM, "--precision", "0.05", "--samples", "200")
+    assert answer.code == 2
+    assert re.search("leave out --samples", answer.complaint)
+    made = cli("run", "--model", "mnist_relu", "--attack", "logit_ascent", "--precision", "0.05")
+    assert made.code == 2
+    assert "no accuracy" in made.complaint
+
+
+@pytest.mark.slow
+def test_a_precision_that_the_dataset_cannot_give_is_said(cli: Cli) -> None:
+    answer = cli(*FGSM[:3], "--attack", "foolbox/noise", "--workers", "1", "--precision", "0.001")
+    assert answer.code == 0
+    assert "all 10000 test images" in answer.out
+    assert re.search(r"all 10000 images give ±0\.\d points", answer.err)
