@@ -135,10 +135,3 @@ def fitted(member: Attack, classes: int, stepped: bool, goal: Goal) -> Attack | 
     if member.parameters()["loss"] == "dlr" and classes < 3 + (bool(aimed) or goal.sign > 0):
         return member.configured(loss="margin")
     return member
-
-
-def too_few_classes(classes: int) -> str:
-    """What must be said of a suite's figures on a model of few classes; nothing for others."""
-    if classes >= 4:
-        return ""
-    return f"{classes} classes: margin loss where the suite has targeted DLR, which needs 4"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zoo
+from bench.audit import verdicts
 from bench.executors import execute
 from bench.plan import Task, cells_of, slice_ids, tasks_of
 from bench.runner import check_model, load_data, load_model
@@ -19,6 +20,8 @@ from zoo.registry import fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from bench.metrics import WorstCase
 
 
 @dataclass
@@ -35,6 +38,13 @@ class Run:
     """Shards that were in the store."""
     universal: list[dict[str, Any]] = field(default_factory=list)
     """PA2's universal test, where `native/noise` was run: see `bench.universal`."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    audits: list[dict[str, Any]] = field(default_factory=list)
+    """The store's verdicts: see `bench.audit`."""
+
+    def audited(self, case: WorstCase) -> str:
+        """The audit's verdict on a model, at this radius or the nearest."""
+        return verdicts.verdict_of(self.audits, self.fingerprints[case.model], case.norm, case.eps)
 
     @property
     def attack_rows(self) -> pd.DataFrame:
@@ -80,7 +90,9 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
 
     folder = RunFolder(results, spec.id)
     folder.create()
-    run = Run(spec, folder, folder.rows([]), flags)
+    run = Run(
+        spec, folder, folder.rows([]), flags, fingerprints=fingerprints, audits=list(verdicts.stored(results))
+    )
     tasks = {cell.key: tasks_of(cell, spec) for cell in cells}
     total = sum(len(task.ids) for group in tasks.values() for task in group)
     with folder.lock(progress.waiting):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -249,8 +249,8 @@ def worst_cases(rows: pd.DataFrame, radii: Radii) -> list[WorstCase]:
     return found
 
 
-def worst_table(rows: pd.DataFrame, radii: Radii) -> Table:
-    """One line per model and threat model."""
+def worst_table(rows: pd.DataFrame, radii: Radii, audited: Callable[[WorstCase], str]) -> Table:
+    """One line per model and threat model; `audited` gives the audit's verdict on the model there."""
     lines = tuple(
         (
             case.model,
@@ -258,14 +258,15 @@ def worst_table(rows: pd.DataFrame, radii: Radii) -> Table:
             str(case.n),
             percent(case.clean_accuracy),
             percent(case.robust_accuracy),
+            audited(case),
             str(case.attacks),
             case.strongest,
             f"{case.errors} attacks crashed" if case.errors else "",
         )
         for case in worst_cases(rows, radii)
     )
-    columns = ("model", "threat", "n", "clean %", "robust %", "attacks", "strongest", "flags")
-    left = frozenset({"model", "threat", "strongest", "flags"})
+    columns = ("model", "threat", "n", "clean %", "robust %", "audit", "attacks", "strongest", "flags")
+    left = frozenset({"model", "threat", "audit", "strongest", "flags"})
     note = "robust: right before, and after every attack of the threat model; an upper bound on the truth"
     minor = ("attacks", "n")
     return _without_empty(Table("worst case over attacks", columns, lines, note, left, minor))
@@ -346,7 +347,7 @@ def run_tables(run: Run) -> list[Table]:
         *(universal_table(found) for found in run.universal),
         *transfer_tables(run.transfer_rows),
         *filter(None, (price_table(rows, run.spec.eps),)),
-        worst_table(rows, run.spec.eps),
+        worst_table(rows, run.spec.eps, run.audited),
     ]
 
 
@@ -357,7 +358,10 @@ def document(run: Run) -> dict[str, Any]:
         "run": run.spec.id,
         "path": str(run.folder.path),
         "cells": [_cell_document(run, head, group) for head, group in cells(run.attack_rows)],
-        "worst_case": [_worst_document(case) for case in worst_cases(run.attack_rows, run.spec.eps)],
+        "worst_case": [
+            {**_worst_document(case), "audit": run.audited(case)}
+            for case in worst_cases(run.attack_rows, run.spec.eps)
+        ],
         "distances": [_distances_document(run, group) for group in distance.norms(run.attack_rows)],
         "money": [
             {
