@@ -236,9 +236,14 @@ def is_probabilities(logits: Tensor) -> bool:
 
 
 @lru_cache(maxsize=8)
-def load_model(name: str, weights: str | None, device: str, eot: int = 1) -> torch.nn.Module:
-    """A model, loaded once per process; with `eot` > 1, its mean over so many draws."""
-    model = zoo.load(name, weights=weights, device=device)
+def load_model(name: str, weights: str | None, device: str) -> torch.nn.Module:
+    """A model, loaded once per process."""
+    return zoo.load(name, weights=weights, device=device)
+
+
+def averaged(name: str, weights: str | None, device: str, eot: int) -> torch.nn.Module:
+    """A model as a run attacks it: with `eot` > 1, its mean over so many draws."""
+    model = load_model(name, weights, device)
     return model if eot == 1 else Expectation(model, eot)
 
 
@@ -285,7 +290,7 @@ def _clean(
     images = load_data(dataset)[0][torch.tensor(ids)].to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("clean", model, ids))
-        return read(logits_of(load_model(model, weights, device, eot), images, batch_size))
+        return read(logits_of(averaged(model, weights, device, eot), images, batch_size))
 
 
 def _clean_of(task: Task, model: Any, images: Tensor, goal: Goal) -> Clean:
@@ -307,7 +312,7 @@ def compute(task: Task) -> Outcome:
 
 def _compute(task: Task) -> Outcome:
     cell = task.cell
-    model = load_model(cell.model, task.weights_file, cell.device, cell.eot)
+    model = averaged(cell.model, task.weights_file, cell.device, cell.eot)
     images, labels, goal = samples_of(cell, task.ids)
     clean = _clean_of(task, model, images, goal)
     if task.images_file is not None:

@@ -11,7 +11,7 @@ import zoo
 from bench.audit import verdicts
 from bench.executors import execute
 from bench.plan import Task, cells_of, slice_ids, tasks_of
-from bench.runner import check_model, load_data, load_model
+from bench.runner import averaged, check_model, load_data, load_model
 from bench.spec import RunSpec
 from bench.stamp import stamp
 from bench.store import RunFolder
@@ -81,7 +81,7 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
     fingerprints, flags = {}, {}
     for name in models:
         weights = spec.weights if name in spec.models else None
-        model = load_model(name, weights, spec.device, spec.eot)
+        model = averaged(name, weights, spec.device, spec.eot)
         fingerprints[name] = fingerprint(load_model(name, weights, spec.device))
         flags[name] = check_model(name, model, probe, dataset.classes, spec.eot)
     cells = cells_of(spec, fingerprints)
@@ -155,7 +155,7 @@ def _universal(task: Task, folder: RunFolder) -> dict[str, Any]:
     made = load_file(folder.images_file(task.name))
     images, labels = load_data(cell.dataset)
     found = cross_apply(
-        load_model(cell.model, task.weights_file, cell.device, cell.eot),
+        averaged(cell.model, task.weights_file, cell.device, cell.eot),
         images[list(task.ids)].to(cell.device),
         made["images"].to(cell.device),
         labels[list(task.ids)].to(cell.device),

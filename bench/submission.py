@@ -259,6 +259,7 @@ def _rows(
             "success": found["success"] & right,
             "status": np.where(right, "ok", "clean_wrong"),
             **dict.fromkeys(("forwards", "backwards", "zero_gradients"), 0),
+            "member": "",
             "norm": threat.norm,
             "goal": goal.kind,
         }

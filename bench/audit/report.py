@@ -18,7 +18,7 @@ from bench.audit.subject import STEPS, Evidence, Subject
 from bench.judge import logits_of
 from bench.plan import slice_ids
 from bench.render.table import Table
-from bench.runner import DRAWN, load_data, load_model
+from bench.runner import DRAWN, averaged, load_data, load_model
 from bench.session import Progress, perform
 from zoo.registry import PREFIX, fingerprint
 
@@ -156,7 +156,7 @@ def _probe(
     ids = slice_ids(found.dataset, len(images), found.samples)
     chosen = torch.tensor(ids)
     x, y = images[chosen].to(device), labels[chosen].to(device)
-    net = load_model(name, weights, device, subject.eot)
+    net = averaged(name, weights, device, subject.eot)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(found.seed, "audit", name))
         right = logits_of(net, x, batch_size).argmax(1) == y
