@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,42 @@ def names() -> list[str]:
     return list(CARDS)
 
 
+def smoothed(name: str) -> tuple[str, float | None]:
+    """`NAME+gaussian0.25` as NAME and its noise's standard deviation; None for any other name.
+
+    Raises ModelError for a deviation that is no number above 0.
+    """
+    base, mark, text = name.rpartition("+gaussian")
+    if not mark or ":" in text:
+        return name, None
+    try:
+        sigma = float(text)
+    except ValueError:
+        sigma = math.nan
+    if not 0 < sigma < math.inf:
+        raise ModelError(
+            f"+gaussian takes the noise's standard deviation, a number above 0 as in {base}+gaussian0.25; "
+            f"got {text!r}"
+        )
+    return base, sigma
+
+
 def card(name: str) -> ModelCard:
-    """The card of a model, `file.py:factory` included. Raises UnknownNameError with near names."""
+    """The card of a model, `file.py:factory` and `NAME+gaussianSIGMA` included.
+
+    Raises UnknownNameError with near names.
+    """
+    base, sigma = smoothed(name)
+    if sigma is not None:
+        plain = card(base)
+        return replace(
+            plain,
+            name=name,
+            factory="zoo.models.smoothing:build",
+            arguments={"factory": plain.factory, "arguments": plain.arguments, "sigma": sigma},
+            summary=f"{plain.summary}; Gaussian noise of deviation {sigma:g} before it",
+            peer=None,
+        )
     if name in CARDS:
         return CARDS[name]
     if name.startswith(PREFIX):
@@ -87,7 +122,13 @@ def load(name: str, *, weights: str | Path | None = None, device: str = "cpu") -
 
     The zoo's weights are checked against their manifest's SHA-256. `weights` is a safetensors file to
     use instead. Raises ModelError for weights that are missing, damaged or of another shape.
+    `NAME+gaussianSIGMA` is the model NAME under noise, `zoo.models.smoothing.Gaussian`.
     """
+    base, sigma = smoothed(name)
+    if sigma is not None:
+        from zoo.models.smoothing import Gaussian
+
+        return Gaussian(load(base, weights=weights, device=device), sigma).eval()
     chosen = card(name)
     own = name in CARDS
     path = Path(weights) if weights is not None else WEIGHTS / f"{name}.safetensors" if own else None

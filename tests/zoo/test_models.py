@@ -134,3 +134,24 @@ def test_the_manifest_is_json_with_a_command() -> None:
     for name in zoo.names():
         found = json.loads((WEIGHTS / f"{name}.json").read_text())
         assert found["command"] == f"bench train {name}"
+
+
+def test_noise_before_a_network(relu: nn.Module, mnist: tuple[Tensor, Tensor]) -> None:
+    noisy, x = zoo.load("mnist_relu+gaussian0.25"), mnist[0][:8]
+    torch.manual_seed(0)
+    drawn = noisy(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(drawn, relu(x + 0.25 * torch.randn_like(x)))
+    assert not torch.equal(noisy(x), drawn), "drawn anew"
+    assert len({fingerprint(zoo.load(f"mnist_relu{s}")) for s in ("", "+gaussian0.25", "+gaussian0.5")}) == 3
+    card = zoo.card("mnist_relu+gaussian0.25")
+    assert (card.name, card.dataset, card.peer) == ("mnist_relu+gaussian0.25", "mnist", None)
+    assert card.build()(x).shape == (8, 10)
+    with pytest.raises(UnknownNameError, match="mnist_relu"):
+        zoo.load("mnist_rely+gaussian0.25")
+
+
+@pytest.mark.parametrize("sigma", ["", "0", "-1", "nan", "inf", "big"])
+def test_noise_takes_a_deviation_above_0(sigma: str) -> None:
+    with pytest.raises(ModelError, match=r"as in mnist_relu\+gaussian0\.25"):
+        zoo.card(f"mnist_relu+gaussian{sigma}")

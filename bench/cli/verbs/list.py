@@ -48,7 +48,10 @@ def _models() -> Table:
         lines.append((card.name, card.dataset, accuracy, card.gradient, card.source, card.summary))
     columns = ("model", "dataset", "accuracy %", "gradient", "source", "what it is")
     left = frozenset(columns) - {"accuracy %"}
-    note = "accuracy on all 10 000 test images; also file.py:factory, a network of your own"
+    note = (
+        "accuracy on all 10 000 test images; also file.py:factory, a network of your own, and "
+        "NAME+gaussian0.25, any network under noise"
+    )
     return Table("models", columns, tuple(lines), note, left)
 
 
