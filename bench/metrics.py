@@ -195,6 +195,15 @@ def broken(rows: pd.DataFrame) -> pd.Series:
     return rows["feasible"] & (rows["status"] == "ok") & (rows["adv_label"] != rows["label"])
 
 
+def broken_within(rows: pd.DataFrame, norm: str, eps: float) -> set[int]:
+    """The samples of one model that any image of the rows breaks, its attack's own threat model aside.
+
+    What counts is that the image was feasible, and lies within eps of the sample in this norm.
+    """
+    found = broken(rows) & ~rows["goal"].isin(MADE) & (rows[norm] <= eps + TOLERANCE)
+    return set(rows.loc[found, "sample_id"].tolist())
+
+
 @dataclass(frozen=True)
 class WorstCase:
     """A model under the union of its attacks in one threat model."""

@@ -21,6 +21,7 @@ from zoo.registry import fingerprint
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.certify.certificate import Certificate, Threatened
     from bench.metrics import WorstCase
 
 
@@ -38,6 +39,8 @@ class Run:
     """Shards that were in the store."""
     universal: list[dict[str, Any]] = field(default_factory=list)
     """PA2's universal test, where `native/noise` was run: see `bench.universal`."""
+    certificates: dict[Threatened, Certificate] = field(default_factory=dict)
+    """By (model, norm, eps), where the spec asks for them: see `bench.certify`."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     audits: list[dict[str, Any]] = field(default_factory=list)
     """The store's verdicts: see `bench.audit`."""
@@ -66,6 +69,8 @@ class Progress:
     advance: Callable[[Task, int], None] = lambda task, samples: None
     waiting: Callable[[], None] = lambda: None
     """Another process is at the same run."""
+    certify: Callable[[str, int, int], None] = lambda what, done, total: None
+    """What is being certified, the samples done and their number."""
 
 
 def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress = Progress()) -> Run:
@@ -144,6 +149,12 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
                 run.universal.append(_universal(tasks[cell.key][0], folder))
     names = [task.name for group in tasks.values() for task in group]
     run.rows = folder.rows(names)
+    if spec.certify:
+        # scipy's statistics take a second to import.
+        from bench.certify.certificate import certify_run
+
+        with folder.lock(progress.waiting):
+            run.certificates = certify_run(spec, fingerprints, run.rows, folder, progress.certify)
     return run
 
 

@@ -43,6 +43,8 @@ class RunSpec:
     """Draws that a randomised model is averaged over."""
     transfers: tuple[tuple[str, str], ...] = ()
     """(source, target): source's adversarial images are shown to target."""
+    certify: bool = False
+    """Compute certificates for the run's threat models, too."""
     command: str = field(default="", compare=False)
     """The command line that asked for it."""
 
@@ -50,6 +52,9 @@ class RunSpec:
     def id(self) -> str:
         """The run's folder name: the same request has the same one, and so is resumed."""
         asked = {k: v for k, v in self.as_dict().items() if k != "command"}
+        if not self.certify:
+            # Runs that were stored before there were certificates keep their names.
+            del asked["certify"]
         names = "+".join(m.replace("/", "_").replace(":", "_") for m in self.models)
         return f"{names[:60]}-{digest(SCHEMA, asked)[:10]}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from attacks.core import MADE, RADIUS_NORMS
@@ -25,6 +25,7 @@ from bench.spec import SCHEMA
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.certify.certificate import Certificate, Threatened
     from bench.session import Run
 
 Radii = Mapping[str, Sequence[float]]
@@ -249,27 +250,52 @@ def worst_cases(rows: pd.DataFrame, radii: Radii) -> list[WorstCase]:
     return found
 
 
-def worst_table(rows: pd.DataFrame, radii: Radii, audited: Callable[[WorstCase], str]) -> Table:
-    """One line per model and threat model; `audited` gives the audit's verdict on the model there."""
-    lines = tuple(
-        (
-            case.model,
-            threat_name(case.norm, case.eps if case.eps is not None else math.nan),
-            str(case.n),
-            percent(case.clean_accuracy),
-            percent(case.robust_accuracy),
-            audited(case),
-            str(case.attacks),
-            case.strongest,
-            f"{case.errors} attacks crashed" if case.errors else "",
+def worst_table(
+    rows: pd.DataFrame,
+    radii: Radii,
+    audited: Callable[[WorstCase], str],
+    certificates: Mapping[Threatened, Certificate] | None = None,
+) -> Table:
+    """One line per model and threat model; with certificates, a column of what they prove.
+
+    `audited` gives the audit's verdict on the model there.
+    """
+    certificates = certificates or {}
+    lines = []
+    for case in worst_cases(rows, radii):
+        proven = certificates.get((case.model, case.norm, case.eps))
+        accuracy = proven.accuracy if proven is not None else None
+        flags = [f"{case.errors} attacks crashed"] if case.errors else []
+        if proven is not None:
+            flags += [f"certified but broken: {len(proven.refuted)}"] if proven.refuted else []
+            flags += [proven.reason] if proven.reason else []
+        lines.append(
+            (
+                case.model,
+                threat_name(case.norm, case.eps if case.eps is not None else math.nan),
+                str(case.n),
+                percent(case.clean_accuracy),
+                "–" if accuracy is None else percent(accuracy),
+                percent(case.robust_accuracy),
+                audited(case),
+                str(case.attacks),
+                case.strongest,
+                "; ".join(flags),
+            )
         )
-        for case in worst_cases(rows, radii)
-    )
-    columns = ("model", "threat", "n", "clean %", "robust %", "audit", "attacks", "strongest", "flags")
+    figures = ("n", "clean %", "certified %", "robust %", "audit", "attacks")
+    columns = ("model", "threat", *figures, "strongest", "flags")
     left = frozenset({"model", "threat", "audit", "strongest", "flags"})
     note = "robust: right before, and after every attack of the threat model; an upper bound on the truth"
     minor = ("attacks", "n")
-    return _without_empty(Table("worst case over attacks", columns, lines, note, left, minor))
+    table = _without_empty(Table("worst case over attacks", columns, tuple(lines), note, left, minor))
+    if not certificates:
+        return table.without("certified %")
+    methods = sorted({proven.method for proven in certificates.values() if proven.method})
+    proof = f"certified: right, and proven to stay so; a lower bound, by {', '.join(methods) or 'no method'}"
+    if "smoothing" in methods:
+        proof += " (smoothing: of the vote over noisy images)"
+    return replace(table, note=f"{note}\n{proof}")
 
 
 def shown_rate(rows: pd.DataFrame) -> Estimate:
@@ -347,7 +373,7 @@ def run_tables(run: Run) -> list[Table]:
         *(universal_table(found) for found in run.universal),
         *transfer_tables(run.transfer_rows),
         *filter(None, (price_table(rows, run.spec.eps),)),
-        worst_table(rows, run.spec.eps, run.audited),
+        worst_table(rows, run.spec.eps, run.audited, run.certificates),
     ]
 
 
@@ -359,7 +385,7 @@ def document(run: Run) -> dict[str, Any]:
         "path": str(run.folder.path),
         "cells": [_cell_document(run, head, group) for head, group in cells(run.attack_rows)],
         "worst_case": [
-            {**_worst_document(case), "audit": run.audited(case)}
+            {**_worst_document(run, case), "audit": run.audited(case)}
             for case in worst_cases(run.attack_rows, run.spec.eps)
         ],
         "distances": [_distances_document(run, group) for group in distance.norms(run.attack_rows)],
@@ -460,9 +486,13 @@ def _dataset_size(name: str) -> int:
     return zoo.describe(name).splits["test"].size
 
 
-def _worst_document(case: WorstCase) -> dict[str, Any]:
+def _worst_document(run: Run, case: WorstCase) -> dict[str, Any]:
     plain = asdict(case)
     plain["clean_accuracy"] = case.clean_accuracy.as_dict()
     plain["robust_accuracy"] = case.robust_accuracy.as_dict()
     plain["threat"] = threat_name(plain.pop("norm"), math.nan if case.eps is None else case.eps)
+    proven = run.certificates.get((case.model, case.norm, case.eps))
+    if proven is not None:
+        plain["certified_accuracy"] = proven.accuracy.as_dict() if proven.accuracy is not None else None
+        plain["certificate"] = proven.as_dict()
     return plain

@@ -171,4 +171,7 @@ def progress_bar(doing: str = "attacking") -> Iterator[Progress]:
         def waiting() -> None:
             note("another process is at the same run; waiting for it")
 
-        yield Progress(begin, advance, waiting)
+        def certify(what: str, done: int, total: int) -> None:
+            bar.update(line, total=total, completed=done, description=f"{what:<40}"[:40])
+
+        yield Progress(begin, advance, waiting, certify)

@@ -39,6 +39,7 @@ SAMPLES = 200
 @click.option(
     "--precision", type=float, help="Choose --samples: half-width of the worst case's interval, as 0.01."
 )
+@click.option("--certify", is_flag=True, help="Prove a lower bound, too: the share that no attack can break.")
 @slice_options(SAMPLES)
 def command(
     models: str,
@@ -84,6 +85,7 @@ def build_spec(
     seed: int,
     device: str,
     batch_size: int | None,
+    certify: bool = False,
     **rest: Any,
 ) -> RunSpec:
     """The spec that a command line asks for. Raises UserError for what cannot be meant."""
@@ -125,6 +127,7 @@ def build_spec(
         device=device,
         batch_size=batch_size or default_batch(device),
         transfers=transfers,
+        certify=certify,
         command="bench " + " ".join(_quoted(word) for word in sys.argv[1:]),
     )
 
@@ -210,7 +213,7 @@ def perform(spec: RunSpec, results: Path, workers: int | None) -> Run:
 
 
 def finish(run: Run, as_json: bool) -> None:
-    """Prints a run and ends with 1 where an attack crashed."""
+    """Prints a run; ends with 1 where an attack crashed, or broke what was certified."""
     from bench import views
 
     crashed = run.rows[run.rows["status"] == "error"]
@@ -222,5 +225,12 @@ def finish(run: Run, as_json: bool) -> None:
         note(f"\nstored in {run.folder.path} ({computed})")
     for attack, message in crashed.drop_duplicates("attack")[["attack", "message"]].itertuples(index=False):
         note(f"bench: {attack} crashed on some samples, which count as neither robust nor fooled: {message}")
-    if len(crashed):
+    refuted = {key: found.refuted for key, found in run.certificates.items() if found.refuted}
+    for (model, norm, eps), samples in refuted.items():
+        named = ", ".join(map(str, samples[:10])) + (", …" if len(samples) > 10 else "")
+        note(
+            f"bench: {model} in {norm}({eps:g}): {len(samples)} samples are certified and yet broken, so the "
+            f"certificate or the judge is wrong: {named}"
+        )
+    if len(crashed) or refuted:
         sys.exit(1)
