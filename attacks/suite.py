@@ -74,25 +74,33 @@ class Suite:
         return found
 
     def parameters(self) -> dict[str, Any]:
-        """eps, and the steps of its gradient attacks and of its searches."""
-        steps = {m.update.gradient: m.steps for m in self.members}
-        names = {True: "steps", False: "queries"}
-        return {"eps": self.threat.eps, **{names[kind]: count for kind, count in steps.items()}}
+        """eps, and the most steps of its gradient attacks and of its searches."""
+        found: dict[str, Any] = {"eps": self.threat.eps}
+        for member in self.members:
+            name = "steps" if member.update.gradient else "queries"
+            found[name] = max(found.get(name, 0), member.steps)
+        return found
 
     def configured(self, **parameters: Any) -> Suite:
-        """A copy with parameters changed, in every member. Raises for an unknown name or a bad value."""
+        """A copy with parameters changed in every member, where one has fewer steps, in proportion.
+
+        Raises for an unknown name or a bad value.
+        """
         known = self.parameters()
         for name, value in parameters.items():
             check_parameter(self.name, name, value, known)
-        if (queries := parameters.get("queries", 1)) < 1 or not isinstance(queries, int):
+        queries = parameters.get("queries", 1)
+        if queries < 1 or not isinstance(queries, int):
             raise ParameterError(f"queries must be a whole number from 1 on; got {queries!r}")
         if "eps" in parameters:
             parameters["eps"] = check_eps(parameters["eps"], self.norm)
         members = []
         for member in self.members:
             own = {"eps": parameters["eps"]} if "eps" in parameters else {}
-            steps = parameters.get("steps" if member.update.gradient else "queries")
-            members.append(member.configured(**own, **({} if steps is None else {"steps": steps})))
+            name = "steps" if member.update.gradient else "queries"
+            if name in parameters:
+                own["steps"] = max(1, round(member.steps * parameters[name] / known[name]))
+            members.append(member.configured(**own))
         return dataclasses.replace(self, members=tuple(members))
 
     def run(self, model: Any, images: Tensor, goal: Goal, seeds: Sequence[int], batch_size: int) -> Result:
