@@ -31,7 +31,8 @@ class Suite:
 
     A member with an `aim` serves untargeted goals only. A member with a surrogate serves models that have a
     threshold, a rounding or a detachment on their way, and no others, where it would repeat the member
-    before it. Where a model has too few classes for a member's DLR loss, the margin takes its place.
+    before it. A member that needs a gradient which the model does not have is passed over. Where a model has
+    too few classes for a member's DLR loss, the margin takes its place.
     """
 
     short: str
@@ -108,6 +109,7 @@ class Suite:
         import torch
 
         from attacks.api import standing
+        from attacks.engine import DetachedError
         from attacks.surrogates import has_steps
 
         nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
@@ -124,7 +126,11 @@ class Suite:
             if fit is None or not len(left):
                 continue
             own = [seed_of(seeds[i], index) for i in left.tolist()]
-            result = fit.run(model, images[left], goal[left], own, batch_size)
+            try:
+                result = fit.run(model, images[left], goal[left], own, batch_size)
+            except DetachedError:
+                # Its figure would be the images' own; the surrogates and the search need no such gradient.
+                continue
             for name in COUNTS:
                 getattr(found, name)[left] += getattr(result, name)
             found.images[left] = result.images

@@ -24,6 +24,10 @@ STAMPED = ("versions", "python", "commit", "dirty", "device", "cores", "time")
 """What a published leaderboard says of the machine and software its runs were made with."""
 
 
+SUITED = ("linf", "l2", "l1")
+"""The norms that have a suite, without which an entry is flagged."""
+
+
 @dataclass(frozen=True)
 class Standing:
     """A model's place in one threat model, from one run: one attack set on one slice of the data."""
@@ -87,10 +91,13 @@ def _ranked(
             flags = list(document["model_flags"].get(case.model, []))
             if case.errors:
                 flags.append(f"{case.errors} attacks crashed")
-            if most == 1:
-                flags.append("a single attack")
-            if case.attacks < most:
-                flags.append(f"{most - case.attacks} attacks fewer than others")
+            if not case.standard:
+                if case.norm in SUITED:
+                    flags.append("without standard")
+                if most == 1:
+                    flags.append("a single attack")
+                if case.attacks < most:
+                    flags.append(f"{most - case.attacks} attacks fewer than others")
             weights = document["fingerprints"][case.model]
             found.append(
                 Standing(

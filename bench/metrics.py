@@ -19,6 +19,8 @@ TOLERANCE = 1e-6
 
 BLIND = 0.002
 """More than this share broken by scores alone says that the gradients were wrong (AutoAttack's check)."""
+SUITE = "native/standard"
+"""What the names of the suites begin with."""
 SEARCHES = ("native/square", "native/square_l2", "native/square_l1")
 
 
@@ -220,6 +222,8 @@ class WorstCase:
     """Attacks that were judged on every sample they could be."""
     errors: int
     """Attacks that crashed on some sample: they prove nothing there."""
+    standard: bool
+    """The suite `standard` of this norm was among them, at this eps."""
     strongest: str
     """The single attack that breaks most; of several, the one that took fewest passes."""
 
@@ -258,6 +262,7 @@ def worst_case(rows: pd.DataFrame, norm: str, eps: float | None) -> WorstCase | 
         robust_accuracy=rate(int(robust.sum()), len(samples)),
         attacks=int((~attacks["error"]).sum()),
         errors=int(attacks["error"].sum()),
+        standard=bool((inside["attack"].str.startswith(SUITE) & (inside["eps"] == eps)).any()),
         strongest=str(attacks.index[0]) if attacks["fell"].max() else "none",
     )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import bench
 import zoo
 from adversarial_bench.hashing import file_digest
+from bench.defences import perturbing
 from zoo.cards import Recipe
 from zoo.training import Epoch, TrainingError, learning_rate, shifted, train
 
@@ -85,3 +88,41 @@ def test_schedules() -> None:
     assert learning_rate(cosine, 0, 100) == pytest.approx(0.2)
     assert learning_rate(cosine, 50, 100) == pytest.approx(0.1)
     assert learning_rate(replace(cosine, schedule="constant"), 70, 100) == 0.2
+
+
+def test_adversarial_training_is_deterministic_and_meets_its_adversary(
+    few: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    card = zoo.card("mnist_cnn@pgd_at")
+    assert card.recipe.adversary is not None
+    adversary = replace(card.recipe.adversary, eps=0.1, ramp=1, parameters={"steps": 2, "stop": "never"})
+    recipe = replace(card.recipe, epochs=2, batch_size=50, adversary=adversary)
+    radii: list[float] = []
+    attack = perturbing(adversary)
+    assert attack is not None
+
+    def perturb(model: nn.Module, x: Tensor, y: Tensor, radius: float, seeds: Sequence[int]) -> Tensor:
+        assert model.training, "trained in train mode, attacked in eval mode"
+        moved = attack(model, x, y, radius, seeds)
+        assert (moved - x).abs().amax() <= radius + 1e-6
+        radii.append(radius)
+        return moved
+
+    one = train(card, recipe, few, few, tmp_path / "one", perturb=perturb)
+    assert radii == pytest.approx([0.1 * (i + 1) / 6 for i in range(6)] + [0.1] * 6), "a ramp of one epoch"
+    two = train(card, recipe, few, few, tmp_path / "two", perturb=attack)
+    assert one["sha256"] == two["sha256"]
+    plain = train(card, replace(recipe, adversary=None), few, few, tmp_path / "plain")
+    assert plain["sha256"] != one["sha256"]
+    with pytest.raises(TrainingError, match="adversary"):
+        train(card, recipe, few, few, tmp_path / "none")
+
+
+def test_the_trained_adversary_made_a_robust_network(mnist: tuple[Tensor, Tensor]) -> None:
+    x, y = mnist[0][:60], mnist[1][:60]
+    robust = {
+        name: bench.evaluate(zoo.load(name), "pgd", x, y, eps=0.3)["success"].mean()
+        for name in ("mnist_cnn", "mnist_cnn@pgd_at")
+    }
+    assert robust["mnist_cnn"] > 0.9
+    assert robust["mnist_cnn@pgd_at"] < 0.15
