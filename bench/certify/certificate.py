@@ -256,7 +256,7 @@ def certify_run(
 def _compared(certificate: Certificate, rows: pd.DataFrame, norm: str, eps: float) -> Certificate:
     """The certificate with the samples that an image among `rows` refutes.
 
-    Not for smoothing: it speaks of the vote over many noisy images, and the images were judged on one.
+    Not for smoothing: it speaks of the vote over noisy images, and the judge of their mean softmax.
     """
     if certificate.rows is None or certificate.method == "smoothing":
         return certificate
