@@ -143,7 +143,9 @@ class Bisected:
                 zeros[index] += part.zero_gradients
                 hidden = (steps[index] < 0) | (part.steps < 0)
                 steps[index] = (steps[index] + part.steps).masked_fill(hidden, -1)
-        return Result(nearest, forwards, backwards, steps, zeros, none.float(), none - 1)
+        unknown = none.float()
+        untold = {"late_gain": unknown, "closeness": unknown - torch.inf, "member": none - 1}
+        return Result(nearest, forwards, backwards, steps, zeros, **untold)
 
 
 class Brackets:

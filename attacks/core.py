@@ -127,6 +127,11 @@ class Result:
     0 for a sample that left before, and where the library does not tell. Near 0 when an attack has
     converged (Pintor et al. 2022, arXiv:2106.09947).
     """
+    closeness: Tensor
+    """(N,) float: how close to its goal the sample came, at best: see `attacks.objectives.closeness`.
+
+    -inf where nobody looked.
+    """
     member: Tensor
     """(N,) which of a suite's attacks made the image; -1 for none, and for an attack that is no suite."""
 

@@ -13,6 +13,7 @@ from adversarial_bench.errors import UserError
 from attacks.core import Goal, ParameterError, Result, View
 from attacks.models import frozen, recorded
 from attacks.native import Attack
+from attacks.objectives import closeness
 from attacks.surrogates import smoothed
 from attacks.updates import At
 
@@ -82,6 +83,7 @@ def _batch(
     best_score = x0.new_full((count,), float("-inf"))
     forwards = torch.zeros(count, dtype=torch.long, device=x0.device)
     backwards, zeros = forwards.clone(), forwards.clone()
+    near = x0.new_full((count,), float("-inf"))
     # The objective at the first step, its best so far, and the best ten steps before the last.
     first, peak, late = (best_score.clone() for _ in range(3))
 
@@ -105,9 +107,16 @@ def _batch(
         best[rows[better]] = x.detach()[better]
         best_score[rows[better]] = score[better]
         active = ~attack.stop(seen, goal)
-        if final or not active.any():
-            unmet = best_score[rows] == float("-inf")
-            best[rows[unmet]] = x.detach()[unmet]
+        near[rows] = near[rows].maximum(closeness(seen, goal))
+        if k == 0:
+            begun = near.clone()
+        elif attack.patience:
+            # A model that does not stir at all says nothing of how far the goal is.
+            active &= (near[rows] >= attack.least_hope(k)) | (near[rows] <= begun[rows])
+        leaving = torch.ones_like(active) if final else ~active
+        unmet = leaving & (best_score[rows] == float("-inf"))
+        best[rows[unmet]] = x.detach()[unmet]
+        if leaving.all():
             break
 
         if differentiate and not logits.requires_grad:
@@ -136,7 +145,7 @@ def _batch(
         x = constraint.project(walk, x0)
     gained = torch.where(late.isfinite() & (peak > first), (peak - late) / (peak - first), 0)
     unknown = torch.full_like(forwards, -1)
-    return Result(best, forwards, backwards, forwards - 1, zeros, gained, unknown)
+    return Result(best, forwards, backwards, forwards - 1, zeros, gained, near, unknown)
 
 
 def _score(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attacks.core import ParameterError, View
+from attacks.core import Goal, ParameterError, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +83,22 @@ def margin(view: View) -> Tensor:
         return view.logits.gather(1, view.goal.aim[:, None]).squeeze(1) - own
     other = view.logits.scatter(1, index, float("-inf")).amax(1)
     return view.goal.sign * (own - other)
+
+
+def closeness(logits: Tensor, goal: Goal) -> Tensor:
+    """(B,): the margin towards the goal over z_1 - z_3; above 0 where the goal is met, -inf for NaN.
+
+    No scale of the logits changes it. Two classes have nothing to scale by: 0 there until the goal is met.
+    """
+    index = goal.classes[:, None]
+    own = logits.gather(1, index).squeeze(1)
+    other = logits.scatter(1, index, float("-inf")).amax(1)
+    found = goal.sign * (own - other)
+    if logits.shape[1] < 3:
+        return found.clamp(min=0)
+    top = logits.topk(3, dim=1).values
+    found = found / (top[:, 0] - top[:, 2] + 1e-12)
+    return found.masked_fill(found.isnan(), float("-inf"))
 
 
 @dataclass(frozen=True)

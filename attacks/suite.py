@@ -63,7 +63,8 @@ class Suite:
     @property
     def version(self) -> str:
         """Changes with any member: a suite is what its members are."""
-        return f"{self.members[0].version} {digest([(m.name, m.parameters()) for m in self.members])[:8]}"
+        made_of = [(m.name, m.parameters(), m.patience) for m in self.members]
+        return f"{self.members[0].version} {digest(made_of)[:8]}"
 
     def labels(self) -> list[str]:
         """What each member is called in results: its name, and what tells it from its like."""
@@ -75,8 +76,9 @@ class Suite:
         return found
 
     def parameters(self) -> dict[str, Any]:
-        """eps, and the most steps of its gradient attacks and of its searches."""
+        """eps, the most steps of its gradient attacks and of its searches, whether it gives samples up."""
         found: dict[str, Any] = {"eps": self.threat.eps}
+        found["give_up"] = any(member.patience for member in self.members)
         for member in self.members:
             name = "steps" if member.update.gradient else "queries"
             found[name] = max(found.get(name, 0), member.steps)
@@ -93,10 +95,17 @@ class Suite:
         queries = parameters.get("queries", 1)
         if queries < 1 or not isinstance(queries, int):
             raise ParameterError(f"queries must be a whole number from 1 on; got {queries!r}")
+        give_up = parameters.get("give_up", known["give_up"])
+        if not isinstance(give_up, bool) or give_up > known["give_up"]:
+            raise ParameterError(
+                f"give_up can be set to false, to try every sample to the end; got {give_up!r}"
+            )
         if "eps" in parameters:
             parameters["eps"] = check_eps(parameters["eps"], self.norm)
         members = []
         for member in self.members:
+            if not give_up:
+                member = dataclasses.replace(member, patience=())
             own = {"eps": parameters["eps"]} if "eps" in parameters else {}
             name = "steps" if member.update.gradient else "queries"
             if name in parameters:
@@ -115,15 +124,21 @@ class Suite:
         nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
         counts = {name: nothing.clone() for name in COUNTS}
         found = Result(
-            images=images.clone(), late_gain=torch.zeros_like(nothing).float(), member=nothing - 1, **counts
+            images=images.clone(),
+            late_gain=torch.zeros_like(nothing).float(),
+            closeness=nothing.float() - torch.inf,
+            member=nothing - 1,
+            **counts,
         )
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
         stepped = has_steps(model, images)
-        left = torch.arange(len(images), device=images.device)
         for index, member in enumerate(self.members):
             fit = fitted(member, classes, stepped, goal)
-            if fit is None or not len(left):
+            if fit is None:
+                continue
+            left = ((found.member == -1) & (found.closeness >= fit.least_hope(0))).nonzero().squeeze(1)
+            if not len(left):
                 continue
             own = [seed_of(seeds[i], index) for i in left.tolist()]
             try:
@@ -135,9 +150,10 @@ class Suite:
                 getattr(found, name)[left] += getattr(result, name)
             found.images[left] = result.images
             found.late_gain[left] = result.late_gain
-            found.member[left] = index
-            left = left[standing(model, result.images, goal[left], batch_size)]
-        found.member[left] = -1
+            found.closeness[left] = found.closeness[left].maximum(result.closeness)
+            fallen = torch.ones_like(left, dtype=torch.bool)
+            fallen[standing(model, result.images, goal[left], batch_size)] = False
+            found.member[left[fallen]] = index
         return found
 
 

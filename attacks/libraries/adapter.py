@@ -166,7 +166,9 @@ class LibraryAttack:
             found = torch.where(found.flatten(1).any(1).view(-1, 1, 1, 1), found, images)
         if self.bounded and self.eps is not None:
             found = within(found, images, self.norm, self.eps)
-        return Result(found, each(forwards), each(backwards), each(-1), each(0), each(0).float(), each(-1))
+        unknown = each(0).float()
+        untold = {"late_gain": unknown, "closeness": unknown - torch.inf, "member": each(-1)}
+        return Result(found, each(forwards), each(backwards), each(-1), each(0), **untold)
 
 
 def within(found: Tensor, images: Tensor, norm: Norm, eps: float) -> Tensor:
