@@ -93,7 +93,7 @@ def _standard(short: str, ce: Attack, dlr: Attack, search: Attack) -> Suite:
     ce = replace(ce, patience=((0.2, -0.75), (0.4, -0.6)))
     looks = ((1 / 60, -0.75), (1 / 30, -0.65), (1 / 15, -0.55), (1 / 6, -0.42), (1 / 3, -0.3), (2 / 3, -0.2))
     search = replace(search, steps=3000, patience=looks)
-    dlr = replace(dlr, patience=((0.0, -0.4), (0.2, -0.7), (0.4, -0.6)))
+    dlr = replace(dlr, patience=((0.0, -0.36), (0.2, -0.55), (0.4, -0.45)))
     return Suite(
         short,
         f"APGD on cross-entropy, a search by score, then APGD on targeted DLR, in the {ce.norm.title()} ball",
