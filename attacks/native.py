@@ -89,10 +89,10 @@ class Attack:
     """The gradient at thresholds, roundings and detachments: see `attacks.surrogates`."""
     surrogate_width: float = 1.0
     """In units of the activation's input."""
-    patience: tuple[tuple[float, float], ...] = ()
-    """(share of the steps, closeness): a sample that was never so close by then is given up.
+    patience: tuple[tuple[int, float], ...] = ()
+    """(steps, closeness): a sample that was never so close by then is given up.
 
-    In a suite, share 0 speaks of the attacks before this one.
+    In a suite, 0 steps speaks of the attacks before this one.
     """
     tags: frozenset[str] = frozenset({"gradient"})
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Attack:
 
     def least_hope(self, k: int) -> float:
         """How close to its goal (see `attacks.objectives.closeness`) a sample must have come by step k."""
-        due = [least for share, least in self.patience if k == round(share * self.steps)]
+        due = [least for steps, least in self.patience if k == steps]
         return max(due, default=float("-inf"))
 
     @property

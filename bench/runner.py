@@ -304,15 +304,17 @@ def _clean_of(task: Task, model: Any, images: Tensor, goal: Goal) -> Clean:
 
 def compute(task: Task) -> Outcome:
     """One shard, from its task alone: the same in every process."""
-    with torch.random.fork_rng(devices=[]):
-        # For a model that draws; an attack's own draws have their own generators.
-        torch.manual_seed(seed_of(task.cell.seed, task.name))
-        return _compute(task)
-
-
-def _compute(task: Task) -> Outcome:
     cell = task.cell
     model = averaged(cell.model, task.weights_file, cell.device, cell.eot)
+    with torch.random.fork_rng(devices=[]):
+        # For a model that draws; an attack's own draws have their own generators. Not before the model is
+        # made, which draws as well, and in a process that has it already does not.
+        torch.manual_seed(seed_of(cell.seed, task.name))
+        return _compute(task, model)
+
+
+def _compute(task: Task, model: torch.nn.Module) -> Outcome:
+    cell = task.cell
     images, labels, goal = samples_of(cell, task.ids)
     clean = _clean_of(task, model, images, goal)
     if task.images_file is not None:

@@ -183,10 +183,17 @@ def test_a_suite_is_at_least_as_strong_as_any_of_its_members(
     assert 0 < len(first) < len(rows)
     assert (first["forwards"] <= 21).all()
     assert rows[rows["member"] == ""]["backwards"].min() == 10 * 20
-    hasty = bench.evaluate(relu, name, x, y, eps=eps, steps=20, queries=50)
-    assert hasty["success"].sum() >= rows["success"].sum() - 1
-    passes = [frame["forwards"].sum() + frame["backwards"].sum() for frame in (hasty, rows)]
-    assert passes[0] < 0.7 * passes[1]
+
+
+def test_giving_up_saves_half_and_loses_nothing(relu: nn.Module, mnist: tuple[Tensor, Tensor]) -> None:
+    x, y = mnist[0][:16], mnist[1][:16]
+    all_, hasty = (
+        bench.evaluate(relu, "standard", x, y, eps=0.08, queries=300, **given)
+        for given in ({"give_up": False}, {})
+    )
+    assert (hasty["success"] == all_["success"]).all()
+    passes = [frame["forwards"].sum() + frame["backwards"].sum() for frame in (hasty, all_)]
+    assert passes[0] < 0.5 * passes[1]
 
 
 def test_a_suite_skips_surrogates_where_there_is_nothing_to_replace(
@@ -253,12 +260,12 @@ def test_closeness_is_the_margin_over_the_logits_spread() -> None:
 def test_a_sample_far_from_its_goal_is_given_up_and_one_that_nothing_moves_is_not(grey: Tensor) -> None:
     model = Linear(classes=3, seed=2)
     labels = model(grey).argmax(1)
-    far = closeness(model(grey), Goal("untargeted", labels)) < -0.3
-    attack = dataclasses.replace(get("apgd_ce"), patience=((0.2, -0.2),)).configured(eps=1e-5, steps=50)
     goal = Goal("untargeted", labels)
+    attack = dataclasses.replace(get("apgd_ce"), patience=((10, -0.2),)).configured(eps=1e-3, steps=50)
     found = attack.run(model, grey, goal, list(range(len(grey))), 10)
-    assert (found.steps[far] == 10).all()
-    assert (found.steps[~far & (found.closeness > -0.15)] == 50).all()
+    stood = found.closeness <= 0
+    assert {10} <= set(found.steps[stood & (found.closeness < -0.2)].tolist()) <= {10, 50}
+    assert (found.steps[stood & (found.closeness > -0.15)] == 50).all()
 
     class Hard(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

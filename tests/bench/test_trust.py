@@ -43,13 +43,13 @@ def test_a_randomised_model_is_refused_without_draws_to_average_over(grey: Tenso
     assert "--eot 20" in answer.complaint
 
 
-def test_a_randomised_model_is_attacked_and_judged_as_its_mean(cli: Cli) -> None:
+def test_a_randomised_model_is_attacked_and_judged_as_its_mean(cli: Cli, tmp_path: Path) -> None:
     words = ("run", "--model", "mnist_relu+gaussian0.2", "--attack", "fgsm,pgd:steps=3", "--samples", "20")
     answer = cli(*words, "--eot", "4", "--json", "--workers", "1")
     assert answer.code == 0
     assert "randomised: mean of 4 draws" in answer.json["cells"][0]["flags"]
     assert answer.json["cells"][0]["clean_accuracy"]["value"] > 0.8
-    again = cli(*words, "--eot", "4", "--json", "--workers", "2", "--results", str(Path("again").absolute()))
+    again = cli(*words, "--eot", "4", "--json", "--workers", "2", "--results", str(tmp_path / "again"))
     figures = ("clean_accuracy", "robust_accuracy", "confidence_fooled", "forwards_per_sample")
     for one, two in zip(answer.json["cells"], again.json["cells"]):
         assert all(one[name] == two[name] for name in figures), "seeded: the same draws again"
