@@ -110,6 +110,11 @@ def audit(
     """
     card = zoo.card(model)
     dataset = zoo.describe(card.dataset)
+    size = dataset.splits["test"].size
+    if not 1 <= samples <= size:
+        raise AuditError(
+            f"--samples must be from 1 to {size}, the test images of {dataset.name}; got {samples}"
+        )
     eps = dataset.eps["linf"] if eps is None else eps
     source = source or card.peer or next(name for name in zoo.names() if name != model)
     net = load_model(model, weights, device)
