@@ -52,9 +52,6 @@ class RunSpec:
     def id(self) -> str:
         """The run's folder name: the same request has the same one, and so is resumed."""
         asked = {k: v for k, v in self.as_dict().items() if k != "command"}
-        if not self.certify:
-            # Runs that were stored before there were certificates keep their names.
-            del asked["certify"]
         names = "+".join(m.replace("/", "_").replace(":", "_") for m in self.models)
         return f"{names[:60]}-{digest(SCHEMA, asked)[:10]}"
 

@@ -20,7 +20,6 @@ from adversarial_bench.errors import UserError, unknown
 from adversarial_bench.files import write_whole
 from adversarial_bench.hashing import file_digest
 from bench.plan import Cell, Task
-from bench.spec import SCHEMA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +35,8 @@ class StoreError(UserError):
         self.exit_code = exit_code
 
 
+ROWS = 2
+"""Of a shard's columns; raised with them. Shards of another number are computed again."""
 CELL_COLUMNS = ("model", "attack", "norm", "eps", "goal", "dataset", "source", "cell", "seconds")
 
 
@@ -94,7 +95,7 @@ class RunFolder:
         except (OSError, ValueError):
             return None
         whole = hashes == (found["images_sha256"], found["rows_sha256"])
-        return found if whole and found["schema"] == SCHEMA else None
+        return found if whole and found["schema"] == ROWS else None
 
     def has(self, name: str) -> bool:
         """Is this shard here, whole and without a crash? One that crashed is tried again."""
@@ -126,7 +127,7 @@ class RunFolder:
             write_whole(images, lambda path: save_file(tensors, path))
             write_whole(table, lambda path: rows.to_parquet(path, index=False))
             record = {
-                "schema": SCHEMA,
+                "schema": ROWS,
                 "cell": asdict(task.cell),
                 "key": task.cell.key,
                 "seconds": outcome.seconds,
@@ -167,7 +168,8 @@ class RunFolder:
             receipt = self._receipt(name)
             if receipt is None:
                 raise StoreError(
-                    f"{self._files(name)[1]} is damaged; the run's own command computes it again"
+                    f"{self._files(name)[1]} is damaged, or of an older version; "
+                    "the run's own command computes it again"
                 )
             frame = pd.read_parquet(self._files(name)[1])
             frames.append(label_rows(frame, cell_of(receipt["cell"]), receipt["seconds"]))

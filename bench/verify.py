@@ -38,7 +38,7 @@ from bench.render.table import Table, number, percent
 from bench.runner import load_data, load_model, samples_of
 from bench.session import Progress
 from bench.spec import SCHEMA
-from bench.store import CELL_COLUMNS, RunFolder, StoreError, cell_of, label_rows
+from bench.store import CELL_COLUMNS, ROWS, RunFolder, StoreError, cell_of, label_rows
 from bench.views import cells, shown_rate, threat_name, worst_cases
 from zoo.registry import fingerprint
 
@@ -82,8 +82,8 @@ def read_shard(folder: RunFolder, name: str) -> Shard:
         cell = cell_of(record["cell"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{receipt} is damaged: {type(error).__name__}: {error}") from error
-    if schema != SCHEMA:
-        raise StoreError(f"{receipt} has schema {schema}; this version reads {SCHEMA}")
+    if schema != ROWS:
+        raise StoreError(f"{receipt} has schema {schema}; this version reads {ROWS}")
     for path, expected in hashes.items():
         where = f"{path.parent.name}/{path.name}"
         if not path.is_file():

@@ -220,7 +220,8 @@ build = Model
 def test_a_gradient_that_nothing_mends_stays_red(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "backwards.py"
     file.write_text(BACKWARDS)
-    words = ("audit", f"{file}:build", "--samples", "20", "--workers", "1", "--strict", "--json")
+    words = ("audit", f"{file}:build", "--samples", "40", "--workers", "1", "--strict", "--json")
+    words += ("--source", "mnist_relu")
     answer = cli(*words)
     assert answer.code == 1
     rounds = answer.json["audits"][0]["rounds"]

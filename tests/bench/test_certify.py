@@ -26,7 +26,6 @@ from bench.certify.certificate import certified_rows
 from bench.certify.layers import NoBoundsError
 from bench.metrics import TOLERANCE
 from bench.plan import slice_ids
-from bench.spec import RunSpec
 from tests.conftest import Answer
 from tests.conftest import Linear as Logits
 from zoo.models.binary import Sign
@@ -304,13 +303,6 @@ def test_smoothing_does_not_depend_on_the_company() -> None:
     assert part.radius.tolist() == whole.radius[[4, 1]].tolist()
     other = smoothing.certify(model, 0.25, x, range(6), n=150, seed=1)
     assert other.radius.tolist() != whole.radius.tolist()
-
-
-def test_a_run_without_certificates_keeps_its_name() -> None:
-    spec = RunSpec(("mnist_relu",), ("native/pgd",), "mnist", 40, {"linf": (0.1,)})
-    assert spec.id == "mnist_relu-90a55916c3", "as before there were certificates"
-    certified = RunSpec(("mnist_relu",), ("native/pgd",), "mnist", 40, {"linf": (0.1,)}, certify=True)
-    assert certified.id != spec.id
 
 
 WORDS = ("run", "--model", "mnist_cnn", "--eps", "0.01,l2=0.05", "--certify")
