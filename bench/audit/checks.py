@@ -266,6 +266,8 @@ def judge(facts: Facts) -> list[Check]:
         found[i] = replace(found[i], p=p, colour="red" if p < SIGNIFICANT else "green")
     cure = remedy(facts.evidence.subject, found, facts.probed)
     advice = f"the gradient misleads: attack with {cure}" if cure else "believe no gradient attack here"
+    if all(check.colour != "red" for check in found):
+        advice = "no alarm; --attack standard does not rest on this alone"
     return [
         replace(check, advice=advice) if check.colour != "green" and not check.advice else check
         for check in found

@@ -94,6 +94,12 @@ def test_each_light_has_its_threshold(name: str, colour: str, change: Callable[[
     assert bool(found.advice) or colour == "green", "a light that is not green says what to do"
 
 
+def test_an_amber_light_alone_is_no_alarm() -> None:
+    found = judge(with_probe(zero=first(5))(honest()))
+    assert worst(found) == "amber"
+    assert [check.advice for check in found if check.colour == "amber"][0].startswith("no alarm")
+
+
 def test_the_tests_are_exact_and_corrected_for_their_number() -> None:
     # 8 pairs one way and 2 the other: (1 + 10 + 45) / 1024.
     assert mcnemar(8, 2) == pytest.approx(56 / 1024)
