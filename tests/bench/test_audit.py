@@ -97,7 +97,7 @@ def test_each_light_has_its_threshold(name: str, colour: str, change: Callable[[
 def test_an_amber_light_alone_is_no_alarm() -> None:
     found = judge(with_probe(zero=first(5))(honest()))
     assert worst(found) == "amber"
-    assert [check.advice for check in found if check.colour == "amber"][0].startswith("no alarm")
+    assert next(check.advice for check in found if check.colour == "amber").startswith("no alarm")
 
 
 def test_the_tests_are_exact_and_corrected_for_their_number() -> None:
