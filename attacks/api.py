@@ -86,11 +86,9 @@ def goal_for(entry: Entry, labels: Tensor, targets: Tensor | None) -> Goal:
 
 def standing(model: Callable[[Tensor], Tensor], images: Tensor, goal: Goal, batch_size: int) -> Tensor:
     """The rows of the images (N, C, H, W) that do not meet their goal."""
-    import torch
+    from attacks.models import logits_of
 
-    with torch.no_grad():
-        logits = torch.cat([model(part) for part in images.split(batch_size)])
-    return (~goal.reached(logits)).nonzero().squeeze(1)
+    return (~goal.reached(logits_of(model, images, batch_size))).nonzero().squeeze(1)
 
 
 def run_goal(

@@ -120,7 +120,7 @@ class Bisected:
         """Attacks `images` (N, C, H, W) in [0, 1]; the nearest image that met the goal comes back."""
         import torch
 
-        from attacks.models import frozen
+        from attacks.models import logits_of
 
         brackets = Brackets(len(images), self.largest or _reach(self.norm, images), whole=self.norm == "l0")
         nearest = images.clone()
@@ -131,8 +131,7 @@ class Bisected:
                 index = torch.from_numpy(rows).to(images.device)
                 x0, aim, own = images[index], goal[index], [seeds[row] for row in rows]
                 part = self.entry.configured(eps=radius).run(model, x0, aim, own, batch_size)
-                with frozen(model), torch.no_grad():
-                    logits = torch.cat([model(batch) for batch in part.images.split(batch_size)])
+                logits = logits_of(model, part.images, batch_size)
                 inside = ((part.images >= -TOLERANCE) & (part.images <= 1 + TOLERANCE)).flatten(1).all(1)
                 met = aim.reached(logits) & inside
                 distance = _distance(part.images, x0, self.norm).masked_fill(~met, float("inf"))

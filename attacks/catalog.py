@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from attacks.constraints import L1, L2, BinaryInk, Box, Ink, Linf
+from attacks.constraints import L1, L2, BinaryInk, Box, Constraint, Ink, Linf
 from attacks.inits import GreyNoise, Image, Stripes, Tiles, Zeros
 from attacks.native import Attack
 from attacks.objectives import DLR, MSE, CrossEntropy, Feature, Logit, Margin, OneHotError, SquaredNorm
 from attacks.searches import Corners, Patches, PatchesL1, Square
 from attacks.stops import Confident, Never
 from attacks.suite import Suite
-from attacks.updates import APGD, APGDL1, APGDL2, Adam, Normalized, OverStd, Sign
+from attacks.updates import APGD, APGDL1, APGDL2, Adam, Normalized, OverStd, Sign, Update
 
 _one_step: dict[str, Any] = {"steps": 1, "stop": Never(), "keep": "last"}
 """The step is taken whatever the model made of the image before it."""
@@ -59,26 +59,25 @@ _ink = Attack(
     presets={"hw2": {"step_size": 1 / 255, "steps": 500}},
 )
 
-_NORMS: dict[str, dict[str, Any]] = {
-    "l2": {"constraint": L2() & Box(), "update": APGDL2()},
-    "l1": {"constraint": L1() & Box(), "update": APGDL1()},
+_NORMS: dict[str, tuple[Constraint, Update, Update]] = {
+    "l2": (L2() & Box(), APGDL2(), Patches()),
+    "l1": (L1() & Box(), APGDL1(), PatchesL1()),
 }
-_SEARCHES: dict[str, dict[str, Any]] = {
-    "l2": {"constraint": L2() & Box(), "update": Patches()},
-    "l1": {"constraint": L1() & Box(), "update": PatchesL1()},
-}
+"""The ball, its APGD and its search by score."""
 
 
 def _in(norm: str, attack: Attack) -> Attack:
     """An APGD of the Linf ball in another norm's."""
+    ball, update, _ = _NORMS[norm]
     summary = attack.summary.replace("Linf", norm.upper())
-    return replace(attack, short=f"{attack.short}_{norm}", summary=summary, **_NORMS[norm])
+    return replace(attack, short=f"{attack.short}_{norm}", summary=summary, constraint=ball, update=update)
 
 
 def _square_in(norm: str) -> Attack:
     summary = "bumps moved about the perturbation, kept where the margin falls: asks for scores alone"
-    parts = _SEARCHES[norm]
-    return replace(_square, short=f"square_{norm}", summary=summary, init=Tiles(), **parts)
+    ball, _, update = _NORMS[norm]
+    parts: dict[str, Any] = {"constraint": ball, "update": update, "init": Tiles()}
+    return replace(_square, short=f"square_{norm}", summary=summary, **parts)
 
 
 def _standard(short: str, ce: Attack, dlr: Attack, search: Attack) -> Suite:
@@ -133,7 +132,7 @@ ATTACKS: tuple[Attack | Suite, ...] = (
     _apgd_dlr,
     *(_in(norm, attack) for norm in _NORMS for attack in (_apgd, _apgd_dlr)),
     _square,
-    *map(_square_in, _SEARCHES),
+    *map(_square_in, _NORMS),
     Attack(
         "corners",
         "random corners of the Linf ball: noise that knows nothing of the model",

@@ -10,15 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attacks.core import Norm, ParameterError, Threat
+from attacks.core import Norm, ParameterError, Threat, per_sample
 from attacks.draws import normal, uniform
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 class Constraint:
@@ -146,7 +142,7 @@ class L2(Ball):
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
         delta = x - x0
         length = delta.flatten(1).norm(dim=1).clamp(min=1e-12)
-        return x0 + delta * _per_sample((self.radius / length).clamp(max=1), x)
+        return x0 + delta * per_sample((self.radius / length).clamp(max=1), x)
 
     def violation(self, x: Tensor, x0: Tensor) -> Tensor:
         return ((x - x0).flatten(1).norm(dim=1) - self.radius).clamp(min=0)
@@ -156,7 +152,7 @@ class L2(Ball):
         direction = normal(x0, seeds)
         length = direction.flatten(1).norm(dim=1)
         radius = uniform(x0, [seed + 1 for seed in seeds]).flatten(1)[:, 0] ** (1 / x0[0].numel())
-        return x0 + self.radius * direction * _per_sample(radius / length, x0)
+        return x0 + self.radius * direction * per_sample(radius / length, x0)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class Result:
     closeness: Tensor
     """(N,) float: how close to its goal the sample came, at best: see `attacks.objectives.closeness`.
 
-    -inf where nobody looked.
+    -inf where nobody looked: only an attack that has patience to lose does.
     """
     member: Tensor
     """(N,) which of a suite's attacks made the image; -1 for none, and for an attack that is no suite."""
@@ -183,6 +183,11 @@ def check_parameter(attack: str, name: str, value: Any, known: Mapping[str, Any]
     default = known[name]
     if isinstance(default, (int, float)) and not isinstance(default, bool) and not number:
         raise ParameterError(f"{name} of {attack} must be a number; got {value!r}")
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) values in the shape that broadcasts over `like` (B, ...)."""
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 @dataclass(frozen=True)

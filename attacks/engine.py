@@ -107,10 +107,10 @@ def _batch(
         best[rows[better]] = x.detach()[better]
         best_score[rows[better]] = score[better]
         active = ~attack.stop(seen, goal)
-        near[rows] = near[rows].maximum(closeness(seen, goal))
-        if k == 0:
-            begun = near.clone()
-        elif attack.patience:
+        if attack.patience:
+            near[rows] = near[rows].maximum(closeness(seen, goal))
+            if k == 0:
+                begun = near.clone()
             # A model that does not stir at all says nothing of how far the goal is.
             active &= (near[rows] >= attack.least_hope(k)) | (near[rows] <= begun[rows])
         leaving = torch.ones_like(active) if final else ~active

@@ -49,14 +49,19 @@ class GreyNoise(Init):
         return 128 / 255 + self.noise_std * normal(x0, seeds)
 
 
+def _radius(constraint: Constraint) -> float:
+    eps = constraint.threat.eps
+    if eps is None:
+        raise ParameterError("a start on the ball needs a constraint with eps, for example eps=0.1")
+    return eps
+
+
 @dataclass(frozen=True)
 class Stripes(Init):
     """+eps or -eps along each column and channel (Andriushchenko et al. 2020, arXiv:1912.00049, §3.3)."""
 
     def __call__(self, x0: Tensor, constraint: Constraint, seeds: Sequence[int]) -> Tensor:
-        eps = constraint.threat.eps
-        if eps is None:
-            raise ParameterError("stripes need a constraint with eps, for example eps=0.1")
+        eps = _radius(constraint)
         return x0 + eps * (uniform(x0[:, :, :1], seeds) - 0.5).sign()
 
 
@@ -70,9 +75,7 @@ class Tiles(Init):
     def __call__(self, x0: Tensor, constraint: Constraint, seeds: Sequence[int]) -> Tensor:
         import torch
 
-        eps = constraint.threat.eps
-        if eps is None:
-            raise ParameterError("tiles need a constraint with eps, for example eps=1.5")
+        eps = _radius(constraint)
         height, width = x0.shape[2:]
         signs = (uniform(x0[:, :, :5, :5], seeds) - 0.5).sign()
         rows, columns = (torch.arange(n, device=x0.device) * 5 / n for n in (height, width))

@@ -92,6 +92,17 @@ def recorded(model: Any, layers: tuple[str, ...]) -> Iterator[dict[str, Tensor]]
             handle.remove()
 
 
+def logits_of(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(N, K) logits in eval mode, without gradients; `dtype` is that of the model's weights."""
+    with frozen(model), torch.no_grad():
+        return torch.cat([model(part.to(dtype)).to(dtype) for part in images.split(batch_size)])
+
+
 class Expectation(nn.Module):
     """A randomised model's mean over draws: log of the mean of softmax over `draws` passes.
 

@@ -77,12 +77,17 @@ class Negated(Objective):
 
 def margin(view: View) -> Tensor:
     """(B,): what `Margin` says."""
-    index = view.goal.classes[:, None]
-    own = view.logits.gather(1, index).squeeze(1)
-    if view.goal.aim is not None:
-        return view.logits.gather(1, view.goal.aim[:, None]).squeeze(1) - own
-    other = view.logits.scatter(1, index, float("-inf")).amax(1)
-    return view.goal.sign * (own - other)
+    if view.goal.aim is None:
+        return _gap(view.logits, view.goal)
+    aimed = view.logits.gather(1, view.goal.aim[:, None]) - view.logits.gather(1, view.goal.classes[:, None])
+    return aimed.squeeze(1)
+
+
+def _gap(logits: Tensor, goal: Goal) -> Tensor:
+    index = goal.classes[:, None]
+    own = logits.gather(1, index).squeeze(1)
+    other = logits.scatter(1, index, float("-inf")).amax(1)
+    return goal.sign * (own - other)
 
 
 def closeness(logits: Tensor, goal: Goal) -> Tensor:
@@ -90,10 +95,7 @@ def closeness(logits: Tensor, goal: Goal) -> Tensor:
 
     No scale of the logits changes it. Two classes have nothing to scale by: 0 there until the goal is met.
     """
-    index = goal.classes[:, None]
-    own = logits.gather(1, index).squeeze(1)
-    other = logits.scatter(1, index, float("-inf")).amax(1)
-    found = goal.sign * (own - other)
+    found = _gap(logits, goal)
     if logits.shape[1] < 3:
         return found.clamp(min=0)
     top = logits.topk(3, dim=1).values

@@ -6,15 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from attacks.core import per_sample
 from attacks.draws import hashed
 from attacks.updates import At, State, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Search(Update):
 
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
         rose = at.value > state["value"]
-        best = at.x.where(_rows(rose, at.x), state["best"])
+        best = at.x.where(per_sample(rose, at.x), state["best"])
         value = at.value.where(rose, state["value"])
         return self.propose(best, at, state["seed"]), {"best": best, "value": value, "seed": state["seed"]}
 
@@ -124,7 +121,7 @@ class Patches(Search):
         delta[second] = 0
         delta[first] = new * (budget ** (1 / self.order))[..., None, None]
         length = self._power(delta) ** (1 / self.order) + 1e-12
-        return at.x0 + delta * _rows(at.size / length, delta)
+        return at.x0 + delta * per_sample(at.size / length, delta)
 
     def _power(self, delta: Tensor, each: bool = False) -> Tensor:
         """The sum of |delta|^order: (B,), or (B, C) for each channel."""

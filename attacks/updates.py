@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from attacks.core import ParameterError, default_step
+from attacks.core import ParameterError, default_step, per_sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,13 +39,9 @@ class At:
     """Onto the set that the optimiser walks in."""
 
 
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
 def _unit(grad: Tensor) -> Tensor:
     """Each sample's gradient over its L2 norm; zero stays zero."""
-    return grad / _rows(grad.flatten(1).norm(dim=1).clamp(min=1e-12), grad)
+    return grad / per_sample(grad.flatten(1).norm(dim=1).clamp(min=1e-12), grad)
 
 
 class Update:
@@ -110,7 +106,7 @@ class OverStd(Update):
 
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
         spread = at.grad.flatten(1).std(1) + 1e-8
-        return at.x.add(at.grad / _rows(spread, at.x), alpha=at.size), state
+        return at.x.add(at.grad / per_sample(spread, at.x), alpha=at.size), state
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ class Momentum(Update):
 
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
         mean = at.grad.flatten(1).abs().mean(1).clamp(min=1e-12)
-        m = self.decay * state["m"] + at.grad / _rows(mean, at.x)
+        m = self.decay * state["m"] + at.grad / per_sample(mean, at.x)
         return at.x.add(m.sign(), alpha=at.size), {"m": m}
 
 
@@ -204,8 +200,8 @@ class APGD(Update):
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
         x, grad, before = at.x, at.grad, state["before"]
         rose = at.value > state["best_value"]
-        best = x.where(_rows(rose, x), state["best"])
-        best_grad = grad.where(_rows(rose, x), state["best_grad"])
+        best = x.where(per_sample(rose, x), state["best"])
+        best_grad = grad.where(per_sample(rose, x), state["best_grad"])
         best_value = at.value.where(rose, state["best_value"])
         # The first value has none before it to improve on.
         better = state["better"] + ((at.value > state["value"]) & (at.k > 0))
@@ -213,11 +209,11 @@ class APGD(Update):
         if since := checkpoints(at.steps).get(at.k):
             halved = (better < self.progress * since) | (~halved & (best_value <= checked))
             shrink = shrink.where(~halved, shrink / 2)
-            back = _rows(halved, x)
+            back = per_sample(halved, x)
             x, grad, before = best.where(back, x), best_grad.where(back, grad), best.where(back, before)
             value = best_value.where(halved, value)
             checked, better = best_value, better * 0
-        z = at.project(x + self.direction(grad) * _rows(at.size * shrink, x))
+        z = at.project(x + self.direction(grad) * per_sample(at.size * shrink, x))
         inertia = self.inertia if at.k else 1.0
         moved = at.project(x + inertia * (z - x) + (1 - inertia) * (x - before))
         return moved, {
@@ -272,21 +268,21 @@ class APGDL1(Update):
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
         x, grad = at.x, at.grad
         rose = at.value > state["best_value"]
-        best = x.where(_rows(rose, x), state["best"])
-        best_grad = grad.where(_rows(rose, x), state["best_grad"])
+        best = x.where(per_sample(rose, x), state["best"])
+        best_grad = grad.where(per_sample(rose, x), state["best_grad"])
         share, nonzero, shrink = state["share"], state["nonzero"], state["shrink"]
         if at.k and at.k % max(int(0.04 * at.steps), 1) == 0:
             now = ((best - at.x0).abs() > 1e-8).flatten(1).float().mean(1)
             sparser = now < 0.95 * nonzero
             shrink = shrink.new_ones(len(x)).where(sparser, (shrink / 1.5).clamp(min=0.1))
             share, nonzero = now / 1.5, now
-            x, grad = best.where(_rows(sparser, x), x), best_grad.where(_rows(sparser, x), grad)
+            x, grad = best.where(per_sample(sparser, x), x), best_grad.where(per_sample(sparser, x), grad)
         size = grad.flatten(1).abs()
         rank = ((1 - share) * size.shape[1]).long().clamp(0, size.shape[1] - 1)
         least = size.sort(1).values.gather(1, rank[:, None])
         signs = (grad.flatten(1).sign() * (size >= least)).view_as(grad)
         length = signs.flatten(1).abs().sum(1) + 1e-10
-        moved = at.project(x + signs * _rows(at.size * shrink / length, x))
+        moved = at.project(x + signs * per_sample(at.size * shrink / length, x))
         return moved, {
             "best": best,
             "best_grad": best_grad,

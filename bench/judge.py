@@ -6,25 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from attacks.core import Goal, Threat
-from attacks.models import frozen
+from attacks.models import logits_of
 from bench.metrics import TOLERANCE
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def logits_of(
-    model: Callable[[Tensor], Tensor],
-    images: Tensor,
-    batch_size: int,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """(N, K) logits in eval mode, without gradients; `dtype` is that of the model's weights."""
-    with frozen(model), torch.no_grad():
-        return torch.cat([model(part.to(dtype)).to(dtype) for part in images.split(batch_size)])
 
 
 def read(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:

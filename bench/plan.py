@@ -192,5 +192,10 @@ def tasks_of(cell: Cell, spec: RunSpec) -> list[Task]:
     if cell.goal in MADE:
         return [Task(cell, tuple(range(dataset.classes)), weights)]
     ids = slice_ids(cell.dataset, dataset.splits["test"].size, spec.samples)
+    return [Task(cell, shard, weights) for shard in shards(ids)]
+
+
+def shards(ids: Sequence[int]) -> list[tuple[int, ...]]:
+    """The ids cut where a longer slice is cut too: after PILOT, SHARD, 2 SHARD …"""
     cuts = [0, *(cut for cut in (PILOT, *range(SHARD, len(ids), SHARD)) if cut < len(ids)), len(ids)]
-    return [Task(cell, tuple(ids[start:stop]), weights) for start, stop in zip(cuts, cuts[1:])]
+    return [tuple(ids[start:stop]) for start, stop in zip(cuts, cuts[1:])]

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 
 from attacks.core import CONFIDENT, Goal, Threat
-from bench.judge import logits_of, read, verdict
+from attacks.models import logits_of
+from bench.judge import read, verdict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -17,9 +17,9 @@ from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import seed_of
 from attacks.api import run_goal, targets_by
 from attacks.core import COUNTS, MADE, Entry, Goal, GoalKind, Result, Threat
-from attacks.models import Expectation, frozen
+from attacks.models import Expectation, frozen, logits_of
 from attacks.registry import get
-from bench.judge import judge, logits_of, read
+from bench.judge import judge, read
 from bench.plan import Cell, Task
 
 if TYPE_CHECKING:

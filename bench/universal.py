@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.judge import logits_of, read
+from attacks.models import logits_of
+from bench.judge import read
 from bench.metrics import rate
 
 if TYPE_CHECKING:

@@ -220,14 +220,19 @@ def _saturated(facts: Facts) -> Check:
     )
 
 
-def _randomised(facts: Facts) -> Check:
-    drawn = facts.probed.spread > DRAWN
-    colour: Colour = "red" if drawn and facts.evidence.subject.eot == 1 else "green"
-    said = f"{facts.probed.spread:.1e} between passes"
+def randomised(probed: Probed, subject: Subject, n: int) -> Check:
+    """Whether passes differ, and nothing averages over them; n samples."""
+    drawn = probed.spread > DRAWN
+    colour: Colour = "red" if drawn and subject.eot == 1 else "green"
+    said = f"{probed.spread:.1e} between passes"
     if drawn and colour == "green":
-        said += f", mean of {facts.evidence.subject.eot} draws"
+        said += f", mean of {subject.eot} draws"
     advice = "average over draws: --eot 20"
-    return Check("randomised outputs", said, "red > 1e-4 without EoT", facts.n, colour, AUTO, advice)
+    return Check("randomised outputs", said, "red > 1e-4 without EoT", n, colour, AUTO, advice)
+
+
+def _randomised(facts: Facts) -> Check:
+    return randomised(facts.probed, facts.evidence.subject, facts.n)
 
 
 def _probabilities(facts: Facts) -> Check:

@@ -11,14 +11,14 @@ import torch
 import zoo
 from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import seed_of
+from attacks.models import logits_of
 from bench.audit import verdicts
-from bench.audit.checks import Check, Colour, facts_of, judge, remedy, worst
+from bench.audit.checks import Check, Colour, facts_of, judge, randomised, remedy, worst
 from bench.audit.probes import Probed, probe
 from bench.audit.subject import STEPS, Evidence, Subject
-from bench.judge import logits_of
 from bench.plan import slice_ids
 from bench.render.table import Table
-from bench.runner import DRAWN, averaged, load_data, load_model
+from bench.runner import averaged, load_data, load_model
 from bench.session import Progress, perform
 from zoo.registry import PREFIX, fingerprint
 
@@ -125,9 +125,10 @@ def audit(
     while current is not None:
         evidence = Evidence(current, eps)
         probed = _probe(model, weights, device, current, eps, found, batch_size)
-        if probed.spread > DRAWN and current.eot == 1:
+        light = randomised(probed, current, samples)
+        if light.colour == "red":
             # Without averaging there is no figure to audit: say so, and average.
-            checks = [_drawn(probed, samples)]
+            checks = [light]
         else:
             asked = evidence.spec(model, card.dataset, samples, weights=weights, **rest)
             run = perform(asked, store, workers, progress)
@@ -140,12 +141,6 @@ def audit(
         current = remedy(current, checks, probed)
     verdicts.write(found.as_dict(), results)
     return found
-
-
-def _drawn(probed: Probed, samples: int) -> Check:
-    said = f"{probed.spread:.1e} between passes"
-    advice = "average over draws: --eot 20"
-    return Check("randomised outputs", said, "red > 1e-4 without EoT", samples, "red", "AutoAttack", advice)
 
 
 def _probe(

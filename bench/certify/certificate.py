@@ -15,13 +15,14 @@ import torch
 import zoo
 from adversarial_bench.files import write_whole
 from adversarial_bench.hashing import digest, file_digest
+from attacks.models import logits_of
 from bench.certify import smoothing
 from bench.certify.bounds import NORMS, layers_of, margins, method_of
 from bench.certify.layers import SLACK, NoBoundsError
 from bench.executors import one_thread
-from bench.judge import logits_of, read
+from bench.judge import read
 from bench.metrics import TOLERANCE, Estimate, broken_within, rate, threats
-from bench.plan import SHARD, slice_ids
+from bench.plan import shards, slice_ids
 from bench.runner import load_data, load_model
 from bench.spec import SCHEMA, RunSpec
 from bench.store import RunFolder, writing
@@ -230,14 +231,14 @@ def certify_run(
                 progress(what, counted, len(ids))
 
             parts = []
-            for i in range(0, len(ids), SHARD):
+            for part_ids in shards(ids):
                 shard = _Shard(
                     model=model,
                     fingerprint=fingerprints[model],
                     norm=norm,
                     eps=eps,
                     dataset=spec.dataset,
-                    ids=tuple(ids[i : i + SHARD]),
+                    ids=part_ids,
                     seed=spec.seed,
                     device=spec.device,
                 )
