@@ -9,7 +9,7 @@ from attacks.constraints import L1, L2, BinaryInk, Box, Constraint, Ink, Linf
 from attacks.inits import GreyNoise, Image, Stripes, Tiles, Zeros
 from attacks.native import Attack
 from attacks.objectives import DLR, MSE, CrossEntropy, Feature, Logit, Margin, OneHotError, SquaredNorm
-from attacks.searches import Corners, Patches, PatchesL1, Square
+from attacks.searches import Corners, Patches, PatchesL1, RayS, Square
 from attacks.stops import Confident, Never
 from attacks.suite import Suite
 from attacks.updates import APGD, APGDL1, APGDL2, Adam, Normalized, OverStd, Sign, Update
@@ -46,6 +46,17 @@ _square = Attack(
     init=Stripes(),
     steps=1000,
     tags=frozenset({"score"}),
+)
+_rays = Attack(
+    "rays",
+    "turns the signs of blocks of a direction, keeps what brings the border nearer: asks for labels alone",
+    Margin(),
+    Linf() & Box(),
+    RayS(),
+    "Chen & Gu 2020, arXiv:2006.12792",
+    steps=3000,
+    roams=True,
+    tags=frozenset({"decision", "slow"}),
 )
 _ink = Attack(
     "ink",
@@ -86,7 +97,8 @@ def _standard(short: str, ce: Attack, dlr: Attack, search: Attack) -> Suite:
     APGD on cross-entropy, a search that sees no gradient, then APGD on DLR towards each class; a network of
     steps also by the surrogates that tests found best. In the Linf ball a sample that neither gradient nor
     search brings near its goal is given up: the closeness asked for is below what any sample showed that
-    fell later (benchmarks/README.md). In others that was not measured.
+    fell later (benchmarks/README.md). In others that was not measured. There too, and only where
+    `decision=true` asks for it, RayS has its turn: labels are the last thing that a model can hide.
     """
     surrogates = ("own", "tanh", "poly")
     if ce.norm == "linf":
@@ -102,6 +114,7 @@ def _standard(short: str, ce: Attack, dlr: Attack, search: Attack) -> Suite:
             search,
             *(replace(dlr, surrogate=surrogate) for surrogate in surrogates[1:]),
             *(replace(dlr, aim=aim) for aim in range(1, 10)),
+            *((_rays,) if ce.norm == "linf" else ()),
         ),
         "Croce & Hein 2020, arXiv:2003.01690, without FAB",
         frozenset({"gradient", "score", "slow"}),
@@ -133,6 +146,7 @@ ATTACKS: tuple[Attack | Suite, ...] = (
     *(_in(norm, attack) for norm in _NORMS for attack in (_apgd, _apgd_dlr)),
     _square,
     *map(_square_in, _NORMS),
+    _rays,
     Attack(
         "corners",
         "random corners of the Linf ball: noise that knows nothing of the model",

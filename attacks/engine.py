@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adversarial_bench.errors import UserError
+from attacks.constraints import Box
 from attacks.core import Goal, ParameterError, Result, View
 from attacks.models import frozen, recorded
 from attacks.native import Attack
@@ -77,8 +78,9 @@ def _batch(
     features: dict[str, Tensor],
 ) -> Result:
     count = len(x0)
-    constraint, update = attack.constraint, attack.update
-    size = update.resolved(constraint.threat.eps, attack.steps)
+    constraint = Box() if attack.roams else attack.constraint
+    update = attack.update
+    size = update.resolved(attack.threat.eps, attack.steps)
     best = x0.clone()
     best_score = x0.new_full((count,), float("-inf"))
     forwards = torch.zeros(count, dtype=torch.long, device=x0.device)
@@ -102,11 +104,14 @@ def _batch(
 
         seen = logits.detach()
         success = goal.reached(seen)
+        active = ~attack.stop(seen, goal)
+        if attack.roams:
+            inside = attack.constraint.violation(x, x0) == 0
+            success, active = success & inside, active | ~inside
         score = _score(attack, x.detach(), x0, seen, goal, success, k)
         better = score > best_score[rows]
         best[rows[better]] = x.detach()[better]
         best_score[rows[better]] = score[better]
-        active = ~attack.stop(seen, goal)
         if attack.patience:
             near[rows] = near[rows].maximum(closeness(seen, goal))
             if k == 0:
@@ -115,7 +120,7 @@ def _batch(
             active &= (near[rows] >= attack.least_hope(k)) | (near[rows] <= begun[rows])
         leaving = torch.ones_like(active) if final else ~active
         unmet = leaving & (best_score[rows] == float("-inf"))
-        best[rows[unmet]] = x.detach()[unmet]
+        best[rows[unmet]] = attack.constraint.project(x.detach(), x0)[unmet]
         if leaving.all():
             break
 

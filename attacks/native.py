@@ -94,6 +94,8 @@ class Attack:
 
     In a suite, 0 steps speaks of the attacks before this one.
     """
+    roams: bool = False
+    """It looks at images outside its constraint too, of which none is returned."""
     tags: frozenset[str] = frozenset({"gradient"})
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """An assignment's own hyperparameters, by the assignment's short name."""

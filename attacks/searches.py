@@ -135,6 +135,71 @@ class PatchesL1(Patches):
     order = 1
 
 
+@dataclass(frozen=True)
+class RayS(Update):
+    """Looks for the direction of signs in which the border is nearest in Linf, by labels alone.
+
+    From the best direction so far it flips the signs of one block of values: of all, of halves, of quarters
+    and so on down to single ones. Where the image is still misclassified a `tolerance` short of the least
+    radius, a bisection finds the new least radius. Of the objective it reads the sign. Its images lie
+    outside the ball until the radius has shrunk to eps. It draws nothing.
+    Source: Chen & Gu 2020, algorithms 1 and 3 (arXiv:2006.12792).
+    """
+
+    tolerance: float = 1e-3
+    gradient = False
+
+    def resolved(self, eps: float | None, steps: int) -> float:
+        return 1.0
+
+    def start(self, x: Tensor, seeds: Tensor) -> State:
+        ones = x.new_ones(len(x))
+        # The block before the first one: the query at the start itself speaks of no direction.
+        block = seeds.new_full((len(x),), -1)
+        signs = x.new_ones(x.shape)
+        return {"signs": signs, "radius": ones, "low": 0 * ones, "high": ones, "block": block}
+
+    def step(self, at: At, state: State) -> tuple[Tensor, State]:
+        fooled = at.value > 0
+        signs, radius, low, high, block = (state[n] for n in ("signs", "radius", "low", "high", "block"))
+        asked = _asked(radius, low, high, self.tolerance)
+        # A bracket is open from the first success of a block on; `low` and `high` narrow it.
+        open_ = (high < radius) | fooled
+        high = asked.where(fooled, high)
+        low = asked.where(open_ & ~fooled, low)
+        done = ~open_ | (high - low <= self.tolerance)
+        shorter = done & open_
+        signs = _flipped(signs, block).where(per_sample(shorter, signs), signs)
+        radius = high.where(shorter, radius)
+        low, high = low.masked_fill(done, 0), radius.where(done, high)
+        # Once every single value has had its turn, all begin again.
+        blocks = 2 ** (at.x0[0].numel() - 1).bit_length()
+        block = block + done
+        block = block.where(block < 2 * blocks, 1)
+        moved = _flipped(signs, block) * per_sample(_asked(radius, low, high, self.tolerance), signs)
+        state = {"signs": signs, "radius": radius, "low": low, "high": high, "block": block}
+        return at.x0 + moved, state
+
+
+def _asked(radius: Tensor, low: Tensor, high: Tensor, tolerance: float) -> Tensor:
+    """(B,) the radius to look at: a little short of the best, and the bracket's middle once it is open."""
+    return ((low + high) / 2).where(high < radius, (radius - tolerance).clamp(min=0))
+
+
+def _flipped(signs: Tensor, block: Tensor) -> Tensor:
+    """Signs (B, C, H, W) with those of one block turned.
+
+    Blocks are numbered over all levels: 0 is no value, 1 all, 2 and 3 the halves, 4 to 7 the quarters.
+    """
+    import torch
+
+    size = signs[0].numel()
+    level = 2 ** block.clamp(min=1).double().log2().floor().long()
+    place = torch.arange(size, device=signs.device) * level[:, None] // size
+    turned = (place == (block - level)[:, None]).view_as(signs)
+    return signs.where(~turned, -signs)
+
+
 def _window(row: Tensor, column: Tensor, side: int, like: Tensor) -> tuple[Tensor, ...]:
     """An index of (B, C, side, side) windows into `like`, their places from two draws in [0, 1)."""
     import torch

@@ -31,8 +31,9 @@ class Suite:
 
     A member with an `aim` serves untargeted goals only. A member with a surrogate serves models that have a
     threshold, a rounding or a detachment on their way, and no others, where it would repeat the member
-    before it. A member that needs a gradient which the model does not have is passed over. Where a model has
-    too few classes for a member's DLR loss, the margin takes its place.
+    before it. A member that needs a gradient which the model does not have is passed over, and so is one
+    tagged `decision` until `decision` asks for it. Where a model has too few classes for a member's DLR loss,
+    the margin takes its place.
     """
 
     short: str
@@ -40,6 +41,7 @@ class Suite:
     members: tuple[Attack, ...]
     source: str
     tags: frozenset[str]
+    decision: bool = False
     goals: tuple[GoalKind, ...] = ("untargeted", "targeted")
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -76,8 +78,8 @@ class Suite:
         return found
 
     def parameters(self) -> dict[str, Any]:
-        """eps, the most steps of its gradient attacks and of its searches, whether it gives samples up."""
-        found: dict[str, Any] = {"eps": self.threat.eps}
+        """eps, the most steps of its gradient attacks and of its searches, and its two switches."""
+        found: dict[str, Any] = {"eps": self.threat.eps, "decision": self.decision}
         found["give_up"] = any(member.patience for member in self.members)
         for member in self.members:
             name = "steps" if member.update.gradient else "queries"
@@ -100,6 +102,9 @@ class Suite:
             raise ParameterError(
                 f"give_up can be set to false, to try every sample to the end; got {give_up!r}"
             )
+        decision = parameters.get("decision", self.decision)
+        if not isinstance(decision, bool):
+            raise ParameterError(f"decision must be true or false; got {decision!r}")
         if "eps" in parameters:
             parameters["eps"] = check_eps(parameters["eps"], self.norm)
         members = []
@@ -111,7 +116,7 @@ class Suite:
             if name in parameters:
                 own["steps"] = max(1, round(member.steps * parameters[name] / known[name]))
             members.append(member.configured(**own))
-        return dataclasses.replace(self, members=tuple(members))
+        return dataclasses.replace(self, members=tuple(members), decision=decision)
 
     def run(self, model: Any, images: Tensor, goal: Goal, seeds: Sequence[int], batch_size: int) -> Result:
         """Every sample's image is that of the member that broke it, or of the last one that tried."""
@@ -135,7 +140,7 @@ class Suite:
         stepped = has_steps(model, images)
         for index, member in enumerate(self.members):
             fit = fitted(member, classes, stepped, goal)
-            if fit is None:
+            if fit is None or ("decision" in member.tags and not self.decision):
                 continue
             left = ((found.member == -1) & (found.closeness >= fit.least_hope(0))).nonzero().squeeze(1)
             if not len(left):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attacks.core import CONFIDENT, MADE
+from attacks.registry import names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,10 +19,9 @@ TOLERANCE = 1e-6
 """How far beyond eps, or outside [0, 1], float32 rounding may take an image."""
 
 BLIND = 0.002
-"""More than this share broken by scores alone says that the gradients were wrong (AutoAttack's check)."""
+"""More than this share broken without a gradient says that the gradients were wrong (AutoAttack's check)."""
 SUITE = "native/standard"
 """What the names of the suites begin with."""
-SEARCHES = ("native/square", "native/square_l2", "native/square_l1")
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def cell_metrics(rows: pd.DataFrame) -> CellMetrics:
         infeasible=int((judged & ~rows["feasible"]).sum()),
         zero_gradient_share=float(attacked["zero_gradients"].sum()) / backwards if backwards else 0.0,
         not_finite=int((judged & (rows["adv_label"] == -1)).sum()),
-        blind=int((success & rows["member"].isin(SEARCHES)).sum()),
+        blind=int((success & rows["member"].isin(names("score") + names("decision"))).sum()),
     )
 
 

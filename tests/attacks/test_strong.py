@@ -273,3 +273,37 @@ def test_a_sample_far_from_its_goal_is_given_up_and_one_that_nothing_moves_is_no
 
     still = attack.run(Hard(), grey, goal, list(range(len(grey))), 10)
     assert (still.steps == 50).all(), "its answers tell nothing of the distance"
+
+
+class Labels(Linear):
+    """No more than the label: one-hot rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(super().forward(x).argmax(1), 2).float()
+
+
+def test_rays_finds_the_border_by_labels_alone(grey: Tensor) -> None:
+    model = Labels(classes=2, seed=2)
+    margin = Linear(classes=2, seed=2).margin(grey, "linf")
+    for i in range(6):
+        x, label = grey[i : i + 1], model(grey[i : i + 1]).argmax(1)
+        for eps, falls in ((1.05 * float(margin[i]) + 2e-3, True), (0.95 * float(margin[i]), False)):
+            # 16 values: 31 blocks, each a query and, where it helps, a bisection of ten.
+            found = attacks.run("rays", model, x, label, eps=eps, steps=400)
+            assert bool((model(found.images).argmax(1) != label).all()) is falls
+            assert (found.images - x).abs().max() <= eps + 1e-6, "what lies outside the ball is not returned"
+            assert (found.backwards == 0).all()
+
+
+def test_standard_asks_for_labels_alone_only_where_told_to(grey: Tensor) -> None:
+    model, x = Labels(classes=2, seed=2), grey[:6]
+    labels = model(x).argmax(1)
+    eps = float(Linear(classes=2, seed=2).margin(x, "linf").max()) * 1.05 + 2e-3
+    left = {}
+    for decision in (False, True):
+        found = attacks.run("standard", model, x, labels, eps=eps, decision=decision, queries=400)
+        left[decision] = int((model(found.images).argmax(1) == labels).sum())
+    assert left[True] == 0 < left[False], "one-hot rows lead no gradient and no score anywhere"
+    assert get("standard").labels()[-1] == "native/rays"
+    with pytest.raises(ParameterError, match="decision must be true or false"):
+        get("standard").configured(decision="maybe")
