@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import seed_of
 from attacks.core import COUNTS, MADE, Entry, Goal, ParameterError, Result
+from attacks.native import Attack
 from attacks.registry import get
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def run(
     restarts: int = 1,
     ids: Sequence[int] | None = None,
     batch_size: int | None = None,
+    trace: bool = False,
     **parameters: Any,
 ) -> Result:
     """Runs one attack and returns its images and what they cost; nobody has judged them yet.
@@ -140,7 +142,8 @@ def run(
     `images` float32 (N, C, H, W) in [0, 1], `labels` int64 (N,), `eps` the radius in pixel units,
     `targets` (N,) the classes to reach (for a generating attack, the classes to make). `ids` names
     the samples: a sample's result depends on (seed, attack, id), not on its batch. Attacks that need
-    targets draw a random wrong class where none are given.
+    targets draw a random wrong class where none are given. `trace` keeps a native attack's objective
+    at every step.
 
     Raises UserError (UnknownNameError, ParameterError, InputError) for what cannot be meant.
     """
@@ -150,6 +153,10 @@ def run(
     if eps is not None:
         parameters["eps"] = eps
     entry = entry.configured(**parameters)
+    if trace:
+        if not isinstance(entry, Attack):
+            raise ParameterError(f"{entry.name} keeps no trace; the native attacks that are no suite do")
+        entry = dataclasses.replace(entry, trace=True)
     check_images(images, labels)
     labels = labels.long()
     ids = range(len(images)) if ids is None else ids

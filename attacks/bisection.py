@@ -144,6 +144,7 @@ class Bisected:
                 steps[index] = (steps[index] + part.steps).masked_fill(hidden, -1)
         unknown = none.float()
         untold = {"late_gain": unknown, "closeness": unknown - torch.inf, "member": none - 1}
+        untold["trace"] = images.new_empty(len(images), 0)
         return Result(nearest, forwards, backwards, steps, zeros, **untold)
 
 

@@ -134,6 +134,8 @@ class Result:
     """
     member: Tensor
     """(N,) which of a suite's attacks made the image; -1 for none, and for an attack that is no suite."""
+    trace: Tensor
+    """(N, steps) the objective before each step, NaN once a sample has left; (N, 0) where nobody asked."""
 
 
 COUNTS = ("forwards", "backwards", "steps", "zero_gradients")

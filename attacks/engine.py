@@ -88,6 +88,7 @@ def _batch(
     near = x0.new_full((count,), float("-inf"))
     # The objective at the first step, its best so far, and the best ten steps before the last.
     first, peak, late = (best_score.clone() for _ in range(3))
+    trace = x0.new_full((count, attack.steps if attack.trace else 0), float("nan"))
 
     rows = torch.arange(count, device=x0.device)
     # `walk` is the optimiser's point, x the image it stands for: the same, unless x is discrete.
@@ -139,6 +140,8 @@ def _batch(
         if differentiate:
             backwards[rows] += 1
             zeros[rows] += (grad.flatten(1) == 0).all(1)
+        if attack.trace:
+            trace[rows, k] = value
         peak[rows] = peak[rows].maximum(value)
         if k == 0:
             first[rows] = value
@@ -150,7 +153,7 @@ def _batch(
         x = constraint.project(walk, x0)
     gained = torch.where(late.isfinite() & (peak > first), (peak - late) / (peak - first), 0)
     unknown = torch.full_like(forwards, -1)
-    return Result(best, forwards, backwards, forwards - 1, zeros, gained, near, unknown)
+    return Result(best, forwards, backwards, forwards - 1, zeros, gained, near, unknown, trace)
 
 
 def _score(

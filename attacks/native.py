@@ -96,6 +96,8 @@ class Attack:
     """
     roams: bool = False
     """It looks at images outside its constraint too, of which none is returned."""
+    trace: bool = False
+    """Keep the objective of every step: how the attack went, and nothing that changes it."""
     tags: frozenset[str] = frozenset({"gradient"})
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """An assignment's own hyperparameters, by the assignment's short name."""

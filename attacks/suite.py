@@ -133,6 +133,7 @@ class Suite:
             late_gain=torch.zeros_like(nothing).float(),
             closeness=nothing.float() - torch.inf,
             member=nothing - 1,
+            trace=images.new_empty(len(images), 0),
             **counts,
         )
         with torch.no_grad():

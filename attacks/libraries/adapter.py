@@ -168,6 +168,7 @@ class LibraryAttack:
             found = within(found, images, self.norm, self.eps)
         unknown = each(0).float()
         untold = {"late_gain": unknown, "closeness": unknown - torch.inf, "member": each(-1)}
+        untold["trace"] = images.new_empty(len(images), 0)
         return Result(found, each(forwards), each(backwards), each(-1), each(0), **untold)
 
 

@@ -291,3 +291,32 @@ def test_feature_ascent_raises_its_channel(relu: nn.Module) -> None:
     assert (heights[1] > heights[0]).all()
     with pytest.raises(UnknownNameError, match="conv2"):
         attacks.run("feature_ascent", relu, blank, units, layer="conv22", steps=1)
+
+
+def test_a_trace_is_the_objective_at_each_step(linear: Linear, grey: Tensor) -> None:
+    labels = linear(grey).argmax(1)
+    asked = {"loss": "logit", "random_start": False, "eps": 0.2, "step_size": 0.01, "steps": 6}
+    found = attacks.run("pgd", linear, grey, labels, trace=True, stop="never", **asked)
+    # -z_y grows by the step times ‖w_y‖₁ on a linear model, as long as ball and box are far.
+    weights = linear.weights.detach()[labels]
+    start = -linear(grey).detach().gather(1, labels[:, None])
+    expected = start + 0.01 * torch.arange(6) * weights.abs().sum(1, keepdim=True)
+    torch.testing.assert_close(found.trace, expected)
+    stopped = attacks.run("pgd", linear, grey, labels, trace=True, batch_size=7, **asked)
+    taken = torch.arange(6) < stopped.backwards[:, None]
+    assert not taken.all()
+    assert torch.equal(stopped.trace.isfinite(), taken)
+    torch.testing.assert_close(stopped.trace[taken], expected[taken])
+
+
+def test_a_trace_is_kept_where_it_is_asked_for(linear: Linear, grey: Tensor) -> None:
+    labels = linear(grey).argmax(1)
+    for name in ("pgd", "foolbox/fgsm", "min/native/fgsm", "standard"):
+        given = {} if name.startswith("min/") else {"eps": 0.05}
+        assert attacks.run(name, linear, grey[:4], labels[:4], **given).trace.shape == (4, 0)
+    again = attacks.run("pgd", linear, grey[:4], labels[:4], eps=0.05, restarts=2, steps=3, trace=True)
+    assert again.trace.shape == (4, 3)
+    with pytest.raises(ParameterError, match="keeps no trace"):
+        attacks.run("foolbox/fgsm", linear, grey, labels, eps=0.05, trace=True)
+    # It changes nothing, and so is no parameter, of which a run's key is made.
+    assert "trace" not in get("pgd").parameters()
