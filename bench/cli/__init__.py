@@ -15,6 +15,7 @@ from adversarial_bench.errors import UserError, unknown
 VERBS = {
     "run": "Attack models and show how robust they are.",
     "list": "List models, attacks and datasets.",
+    "show": "Describe a model: layers, training, test accuracy.",
     "audit": "Check whether a model's gradient can be believed.",
     "train": "Train a model of the zoo.",
     "transfer": "Show one model's adversarial images to another.",

@@ -32,6 +32,8 @@ def options(*chosen: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+model_argument = click.argument("model", required=False)
+weights_option = click.option("--weights", type=click.Path(), help="A safetensors file for the model.")
 results_option = click.option(
     "--results",
     type=click.Path(path_type=Path, file_okay=False),
@@ -91,6 +93,15 @@ def slice_options(samples: int) -> Callable[[F], F]:
         results_option,
         json_option,
     )
+
+
+def named(model: str | None, verb: str) -> str:
+    """The model that a verb was given. Raises UserError, which names the zoo's, where it was given none."""
+    from zoo.registry import names
+
+    if model is None:
+        raise UserError(f"name a model, as in `bench {verb} mnist_cnn`; the zoo has {', '.join(names())}")
+    return model
 
 
 def device_of(name: str) -> str:

@@ -20,6 +20,7 @@ from bench.cli.common import (
     seed_option,
     show,
     show_json,
+    weights_option,
     workers_of,
     workers_option,
 )
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     help="The gradient at thresholds.  [default: own]",
 )
 @eot_option
-@click.option("--weights", type=click.Path(), help="A safetensors file for the model.")
+@weights_option
 @click.option("--source", help="The network whose images are shown to the model.  [default: its peer]")
 @click.option("--strict", is_flag=True, help="End with 1 where the last verdict is red.")
 @workers_option

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bench.cli.common import device_of, note, progress_bar, show, show_json, slice_options, workers_of
+from bench.cli.common import (
+    device_of,
+    note,
+    progress_bar,
+    show,
+    show_json,
+    slice_options,
+    weights_option,
+    workers_of,
+)
 from bench.render.table import percent
 
 if TYPE_CHECKING:
@@ -32,7 +41,7 @@ SAMPLES = 200
     show_default=True,
     help="Attacks, by comma; globs; all. A glob leaves out slow attacks: all+slow, art/*+slow have them.",
 )
-@click.option("--weights", type=click.Path(), help="A safetensors file for the model.")
+@weights_option
 @click.option(
     "--transfer/--no-transfer", default=None, help="Show the images to the model's peer.  [default: with all]"
 )

@@ -1,0 +1,40 @@
+"""`bench show`."""
+
+from __future__ import annotations
+
+import click
+
+from bench.cli.common import (
+    device_of,
+    device_option,
+    eot_option,
+    json_option,
+    model_argument,
+    named,
+    show,
+    show_json,
+    weights_option,
+)
+
+
+@click.command(epilog="Example:  bench show mnist_cnn")
+@model_argument
+@weights_option
+@eot_option
+@device_option
+@json_option
+def command(model: str | None, weights: str | None, eot: int, device: str, as_json: bool) -> None:
+    """Describe a model: layers, training, test accuracy.
+
+    Accuracy, scores per class and the confusion matrix are measured now, on every test image; recipe and
+    curve are those of the shipped weights.
+    """
+    name = named(model, "show")
+
+    from bench.description import describe, tables
+
+    described = describe(name, weights, eot, device_of(device))
+    if as_json:
+        show_json(described)
+    else:
+        show(tables(described))
