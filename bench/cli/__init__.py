@@ -16,6 +16,7 @@ VERBS = {
     "run": "Attack models and show how robust they are.",
     "list": "List models, attacks and datasets.",
     "show": "Describe a model: layers, training, test accuracy.",
+    "figures": "Draw a model: its training, what it sees, what fools it.",
     "audit": "Check whether a model's gradient can be believed.",
     "train": "Train a model of the zoo.",
     "transfer": "Show one model's adversarial images to another.",

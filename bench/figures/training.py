@@ -1,0 +1,141 @@
+"""Figures of how a network was trained and what it makes of the test images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from bench.description import CLASSES, report
+from bench.figures.draw import bar, heat, panels, picture, said
+from bench.figures.study import Study
+from bench.metrics import Estimate
+from bench.render.table import percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from zoo import ModelCard
+
+RANDOM = 30
+"""Test images whose predictions are shown."""
+
+
+def batch_norm_peer(card: ModelCard) -> str | None:
+    """The zoo's model that is this one but for its batch norm."""
+    from zoo.cards import CARDS
+
+    def plain(other: ModelCard) -> ModelCard:
+        rest = {k: v for k, v in other.arguments.items() if k != "batch_norm"}
+        return replace(other, name="", source="", summary="", peer=None, arguments=rest)
+
+    return next((n for n, o in CARDS.items() if n != card.name and plain(o) == plain(card)), None)
+
+
+def curves(study: Study) -> Figure:
+    """Training and test loss and accuracy over epochs, with the model's batch-norm peer where it has one.
+
+    Raises UserError where the model has no recorded curve.
+    """
+    import seaborn
+
+    from zoo.registry import manifest
+
+    manifests = {study.name: study.manifest}
+    peer = batch_norm_peer(study.card)
+    if peer is not None:
+        manifests[peer] = manifest(peer)
+    lines = [
+        {"model": name, "split": split, "epoch": e["epoch"]}
+        | {"loss": e[f"{split}_loss"], "accuracy": 100 * e[f"{split}_accuracy"]}
+        for name, found in manifests.items()
+        for e in found["curve"]
+        for split in ("train", "test")
+    ]
+    frame = pd.DataFrame(lines)
+    reached = [f"{name} {100 * found['test_accuracy']:.2f} %" for name, found in manifests.items()]
+    figure, ((loss, accuracy),) = panels(
+        f"{study.name}: training curves",
+        f"test accuracy of the shipped weights: {', '.join(reached)} · training loss and accuracy are means "
+        "over the epoch, while the weights change",
+        [3.2],
+        2,
+        width=4.2,
+        gap=(0.8, 0),
+        margins=(0.8, 0.3),
+    )
+    for axes, what in ((loss, "loss"), (accuracy, "accuracy")):
+        seaborn.lineplot(
+            frame,
+            x="epoch",
+            y=what,
+            hue="model",
+            style="split",
+            style_order=["test", "train"],
+            palette="colorblind",
+            markers=True,
+            legend=axes is accuracy,
+            ax=axes,
+        )
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    loss.set(yscale="log", ylabel="mean cross-entropy, nats (log scale)")
+    accuracy.set(ylabel="accuracy, %")
+    accuracy.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def confusion(study: Study) -> Figure:
+    """The confusion matrix as a heat map: the errors coloured, what is right counted on the diagonal."""
+    tested = study.tested
+    found = report(tested.labels.cpu().numpy(), tested.predicted, study.dataset.classes)
+    matrix = np.array(found["confusion"])
+    classes = len(matrix)
+    named = classes <= CLASSES
+    side = 5.0 if named else 7.0
+    errors = matrix * (1 - np.eye(classes, dtype=int))
+    figure, ((axes,),) = panels(
+        f"{study.name}: confusion on {len(tested.labels)} test images of {study.dataset.name}",
+        f"{percent(Estimate(**found['accuracy']))} % right; colours count errors, the diagonal is left grey",
+        [side],
+        1,
+        width=side,
+        margins=(0.8, 0.9),
+    )
+    text = np.where(matrix > 0, matrix.astype(str), "") if named else None
+    top = max(1, int(errors.max()))
+    shown = {"mask": np.eye(classes, dtype=bool)} if named else {}
+    axes.set_facecolor("#E8E8E8")
+    heat(axes, errors, None, cmap="Oranges", vmin=0, vmax=top, linewidths=0.5 * named, **shown)
+    if text is not None:
+        for (row, column), cell in np.ndenumerate(text):
+            dark = errors[row, column] > 0.6 * top
+            axes.text(
+                column + 0.5, row + 0.5, cell, size=8, ha="center", va="center", color="w" if dark else "k"
+            )
+    axes.set(xlabel="called", ylabel="true class")
+    bar(axes, "Oranges", 0, top, "test images (errors)")
+    return figure
+
+
+def predictions(study: Study) -> Figure:
+    """Random test images with their true class, the predicted one and its probability."""
+    shown = study.random(RANDOM)
+    columns = 10
+    figure, rows = panels(
+        f"{study.name}: what it makes of {len(shown.labels)} random test images",
+        f"true class (probability); orange: called another class · seed {study.seed}",
+        [1.15] * -(-len(shown.labels) // columns),
+        columns,
+        margins=(0.3, 0.3),
+    )
+    boxes = [axes for row in rows for axes in row]
+    for axes, image, label, predicted, confidence in zip(
+        boxes, shown.images, shown.labels.tolist(), shown.predicted, shown.confidence
+    ):
+        picture(axes, image, said(label, predicted, confidence), marked=label != predicted)
+    return figure
