@@ -153,8 +153,7 @@ def ink_target(study: Study) -> Figure:
 def ink_binary(study: Study) -> Figure:
     """HW2 §3.3: one fixed amount of ink on each chosen pixel."""
     title = "one fixed amount of ink a pixel until the class is wrong"
-    # Where the network is sure, cross-entropy's gradient is below the 1e-8 that OverStd adds to its std.
-    return _untargeted(study, "ink_binary", "hw2", title, study.one_each, loss="margin")
+    return _untargeted(study, "ink_binary", "hw2", title, study.one_each)
 
 
 def fgsm_mse(study: Study) -> Figure:

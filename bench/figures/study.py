@@ -26,7 +26,7 @@ SHOWN = 10
 """Classes, and so images, that a figure shows."""
 CANDIDATES = 20
 """Images of a class among which one that the model has right is looked for."""
-CAPTIONED = ("eps", "step_size", "loss")
+CAPTIONED = ("eps", "step_size")
 """Parameters of an attack that a caption names."""
 
 
