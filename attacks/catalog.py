@@ -179,7 +179,7 @@ ATTACKS: tuple[Attack | Suite, ...] = (
         _ink,
         short="ink_binary",
         summary="adds nothing or one fixed amount of ink to each pixel, through Sign",
-        # Where a network is sure, the gradient of cross-entropy is far below what OverStd adds to its divisor.
+        # Where a network is sure, cross-entropy's gradient is far below what OverStd adds to its divisor.
         objective=Margin(),
         constraint=BinaryInk() & Box(),
         update=OverStd(step_size=0.02),
