@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,7 @@ import zoo
 from zoo.training import train_epoch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 REPORTED_RATIO = 1.079
 """Training time with batch norm over without, in the solution report of PA2, §2.3: 542.05 s / 502.34 s."""
@@ -73,7 +75,6 @@ def measure(
     nets = [card.build() for card in cards]
     optimizers = [torch.optim.Adam(net.parameters(), lr=card.recipe.lr) for net, card in zip(nets, cards)]
     training: list[list[float]] = [[] for _ in models]
-    inference: list[list[float]] = [[] for _ in models]
     few = slice(0, 10 * max(card.recipe.batch_size for card in cards))
     for net, optimizer, card in zip(nets, optimizers, cards):
         train_epoch(net, optimizer, card.recipe, images[few], labels[few], 0)
@@ -83,17 +84,55 @@ def measure(
             train_epoch(nets[i], optimizers[i], cards[i].recipe, images, labels, epoch)
             training[i].append(time.perf_counter() - start)
             tick()
-    with torch.no_grad():
-        for net in nets:
-            net.eval()(images[few])
-        for turn in range(passes):
-            for i in _rotated(len(models), turn):
-                start = time.perf_counter()
-                for part in images.split(INFERENCE_BATCH):
-                    nets[i](part)
-                inference[i].append(time.perf_counter() - start)
-                tick()
-    return [Timing(m, tuple(t), tuple(f)) for m, t, f in zip(models, training, inference)]
+    inference = measure_inference(nets, images, passes, tick)
+    return [Timing(m, tuple(t), f) for m, t, f in zip(models, training, inference)]
+
+
+@torch.no_grad()
+def measure_inference(
+    nets: Sequence[nn.Module], images: Tensor, passes: int, tick: Callable[[], None] = lambda: None
+) -> list[tuple[float, ...]]:
+    """Seconds of each network for each of `passes` over the images (N, C, H, W), the networks interleaved.
+
+    In eval mode, in batches of 128, on the images' device; a short warm-up of each is not counted.
+    """
+    seconds: list[list[float]] = [[] for _ in nets]
+    for net in nets:
+        _pass(net.eval(), images[: 5 * INFERENCE_BATCH])
+    for turn in range(passes):
+        for i in _rotated(len(nets), turn):
+            start = time.perf_counter()
+            _pass(nets[i], images)
+            seconds[i].append(time.perf_counter() - start)
+            tick()
+    return [tuple(found) for found in seconds]
+
+
+def _pass(net: nn.Module, images: Tensor) -> None:
+    for part in images.split(INFERENCE_BATCH):
+        net(part)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+
+
+def stored_ratio(results: Path, over: str, under: str) -> tuple[Ratio, int] | None:
+    """Training time of one model over another's, and the epochs of each, as `bench timing` last stored it.
+
+    None where the store has no measurement of both; a damaged one is as good as none.
+    """
+    found = []
+    for file in sorted(results.glob("timing/*.json")):
+        try:
+            document = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        epochs = {model["model"]: tuple(model["training"]) for model in document["models"]}
+        if {over, under} <= set(epochs):
+            found.append((document["stamp"]["time"], epochs))
+    if not found:
+        return None
+    _, epochs = max(found, key=lambda pair: pair[0])
+    return ratio(epochs[over], epochs[under]), len(epochs[over])
 
 
 def _rotated(count: int, turn: int) -> list[int]:
