@@ -384,10 +384,7 @@ def document(run: Run) -> dict[str, Any]:
         "run": run.spec.id,
         "path": str(run.folder.path),
         "cells": [_cell_document(run, head, group) for head, group in cells(run.attack_rows)],
-        "worst_case": [
-            {**_worst_document(run, case), "audit": run.audited(case)}
-            for case in worst_cases(run.attack_rows, run.spec.eps)
-        ],
+        "worst_case": worst_documents(run),
         "distances": [_distances_document(run, group) for group in distance.norms(run.attack_rows)],
         "money": [
             {
@@ -484,6 +481,12 @@ def _dataset_size(name: str) -> int:
     import zoo
 
     return zoo.describe(name).splits["test"].size
+
+
+def worst_documents(run: Run) -> list[dict[str, Any]]:
+    """Every worst case of a run, for JSON."""
+    cases = worst_cases(run.attack_rows, run.spec.eps)
+    return [{**_worst_document(run, case), "audit": run.audited(case)} for case in cases]
 
 
 def _worst_document(run: Run, case: WorstCase) -> dict[str, Any]:

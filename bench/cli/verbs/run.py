@@ -149,8 +149,6 @@ def precise(spec: RunSpec, precision: float, results: Path, workers: int | None)
     mostly with room to spare. Raises SpecError together with --samples, or where nothing has an accuracy.
     """
     import zoo
-    from attacks.core import MADE
-    from attacks.registry import get
     from bench import views
     from bench.metrics import half_width, samples_for
     from bench.plan import PILOT
@@ -162,8 +160,7 @@ def precise(spec: RunSpec, precision: float, results: Path, workers: int | None)
         raise SpecError(
             f"--precision is a half-width between 0 and 0.5, as 0.01 for ±1 point; got {precision}"
         )
-    if all(get(name).goals[0] in MADE for name in spec.attacks):
-        raise SpecError("--precision: no chosen attack starts from a test image, so there is no accuracy")
+    check_accuracy(spec, "--precision")
     size = zoo.describe(spec.dataset).splits["test"].size
     pilot = perform(replace(spec, samples=min(PILOT, size), transfers=()), results, workers)
 
@@ -185,6 +182,16 @@ def precise(spec: RunSpec, precision: float, results: Path, workers: int | None)
     else:
         note(f"±{100 * precision:g} points take {needed} samples ({reason})")
     return replace(spec, samples=min(needed, size))
+
+
+def check_accuracy(spec: RunSpec, asking: str) -> None:
+    """Raises SpecError where all attacks make fooling images: nobody `asking` gets an accuracy of those."""
+    from attacks.core import MADE
+    from attacks.registry import get
+    from bench.spec import SpecError
+
+    if all(get(name).goals[0] in MADE for name in spec.attacks):
+        raise SpecError(f"{asking}: no chosen attack starts from a test image, so there is no accuracy")
 
 
 def _aimed(names: list[str], targets: str | None) -> tuple[str, ...]:
@@ -225,13 +232,18 @@ def finish(run: Run, as_json: bool) -> None:
     """Prints a run; ends with 1 where an attack crashed, or broke what was certified."""
     from bench import views
 
-    crashed = run.rows[run.rows["status"] == "error"]
     if as_json:
         show_json(views.document(run))
     else:
         show(views.run_tables(run))
         computed = f"{run.computed} shards computed, {run.reused} taken from the store"
         note(f"\nstored in {run.folder.path} ({computed})")
+    fail_where_due(run)
+
+
+def fail_where_due(run: Run) -> None:
+    """Names what crashed, and what was certified and yet broken; ends with 1 where there is any."""
+    crashed = run.rows[run.rows["status"] == "error"]
     for attack, message in crashed.drop_duplicates("attack")[["attack", "message"]].itertuples(index=False):
         note(f"bench: {attack} crashed on some samples, which count as neither robust nor fooled: {message}")
     refuted = {key: found.refuted for key, found in run.certificates.items() if found.refuted}
