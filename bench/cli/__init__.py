@@ -20,6 +20,7 @@ VERBS = {
     "audit": "Check whether a model's gradient can be believed.",
     "train": "Train a model of the zoo.",
     "transfer": "Show one model's adversarial images to another.",
+    "compare": "Compare models on the same images, with paired tests and a figure.",
     "timing": "Measure training and inference time of two models.",
     "leaderboard": "Write the leaderboards from stored runs.",
     "verify": "Recompute a run, or a file of images, from the images alone.",

@@ -1,0 +1,76 @@
+"""`bench compare`."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.cli.common import note, show, show_json, slice_options
+from bench.cli.verbs.run import build_spec, check_accuracy, fail_where_due, perform
+
+SAMPLES = 500
+
+
+@click.command(
+    epilog="Example:  bench compare --models mnist_cnn,mnist_cnn_bn --attack pgd,apgd_ce --eps 0.05,0.1"
+)
+@click.option(
+    "--models", required=True, help="Two models or more, by comma; the others are compared with the first."
+)
+@click.option(
+    "--attack", "attacks", default="standard", show_default=True, help="Attacks, as for `bench run`."
+)
+@click.option("--all-pairs", is_flag=True, help="Compare every two models, not only each with the first.")
+@click.option(
+    "--figure/--no-figure", default=True, help="Draw robust accuracy against eps, and training curves."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The figures' folder.  [default: RESULTS/compare]",
+)
+@slice_options(SAMPLES)
+def command(
+    models: str,
+    attacks: str,
+    all_pairs: bool,
+    figure: bool,
+    out: Path | None,
+    results: Path,
+    as_json: bool,
+    **rest: Any,
+) -> None:
+    """Compare models on the same images, with paired tests and a figure.
+
+    The first model is the base. Every difference, clean and in each threat model, has its paired interval
+    and an exact test, corrected for how many there are. The run behind it is stored as `bench run` stores it.
+    """
+    from bench import compare
+    from bench.spec import SpecError
+
+    chosen = tuple(filter(None, (name.strip() for name in models.split(","))))
+    if len(chosen) < 2:
+        raise SpecError("bench compare takes at least two models, as in --models mnist_cnn,mnist_cnn_bn")
+    twice = [name for name in dict.fromkeys(chosen) if chosen.count(name) > 1]
+    if twice:
+        raise SpecError(f"--models names {', '.join(twice)} more than once; each model is compared once")
+    spec = build_spec(chosen, attacks, weights=None, transfers=(), **rest)
+    check_accuracy(spec, "bench compare")
+    run = perform(spec, results, rest["workers"])
+    couples = [pair for pair in itertools.combinations(chosen, 2) if all_pairs or pair[0] == chosen[0]]
+    found = compare.compare(run, couples, results)
+    files = compare.draw(found, out or results / "compare") if figure else []
+    if as_json:
+        show_json({**compare.document(found), "figures": [str(file) for file in files]})
+    else:
+        show(compare.tables(found))
+        for line in found.findings:
+            click.echo("\n" + line)
+        note("")
+        for file in files:
+            note(f"drawn in {file}")
+        note(f"stored in {run.folder.path} ({run.computed} shards computed, {run.reused} from the store)")
+    fail_where_due(run)
