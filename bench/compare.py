@@ -593,7 +593,9 @@ def draw(found: Comparison, folder: Path) -> list[Path]:
     spec = found.run.spec
     figures = {}
     if found.curves:
-        attacks = ", ".join(spec.attacks)
+        rows = found.run.attack_rows
+        drawn = rows[rows["norm"].isin(list(found.curves)) & ~rows["goal"].isin(MADE)]
+        attacks = ", ".join(drawn["attack"].unique())
         total = zoo.describe(spec.dataset).splits["test"].size
         caption = (
             f"Right before, and after every attack, on {spec.samples} of {total} {spec.dataset} test images; "
@@ -611,8 +613,8 @@ def draw(found: Comparison, folder: Path) -> list[Path]:
     files = []
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, drawn in figures.items():
+        for name, made in figures.items():
             for form in FORMATS:
                 files.append(folder / f"{name}.{form}")
-                figure.save(drawn, files[-1], form)
+                figure.save(made, files[-1], form)
     return files
