@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from itertools import accumulate
 from typing import Any
 
 import zoo
@@ -14,6 +16,7 @@ from adversarial_bench.hashing import digest
 from attacks.core import MADE, Entry, GoalKind, ParameterError, Threat
 from attacks.registry import get, split
 from bench.spec import SCHEMA, RunSpec, SpecError
+from zoo.datasets import Dataset, require
 
 SHARD = 500
 """Samples of a shard: what a killed run can lose."""
@@ -79,14 +82,21 @@ class Task:
 @cache
 def _order(dataset: str, size: int) -> list[int]:
     """Every cell of a run cuts its slice from the same order."""
-    return sorted(range(size), key=lambda i: hashlib.sha256(f"{dataset}:{i}".encode()).digest())
+    ends = list(accumulate(part.size for part in zoo.describe(dataset).splits["test"].parts))
+
+    def place(i: int) -> tuple[int, bytes]:
+        return bisect_right(ends, i), hashlib.sha256(f"{dataset}:{i}".encode()).digest()
+
+    return sorted(range(size), key=place)
 
 
 def slice_ids(dataset: str, size: int, samples: int) -> list[int]:
-    """The first `samples` ids of a fixed random order of the dataset's `size` images.
+    """The first `samples` ids of a fixed random order of the first `size` images of the test set.
 
     The order is the same for everybody, so slices nest and runs compare; it is random, because the
     first half of MNIST's test set is easier than the second and an interval needs a random sample.
+    A test set that comes in parts is gone through part by part, so that whoever has the first part alone
+    gets the ids that everybody gets. CIFAR-10's first 1000 are as good as drawn: its authors shuffled it.
     """
     return _order(dataset, size)[:samples]
 
@@ -109,8 +119,19 @@ def check_known(parameter: str, entries: Sequence[Entry]) -> None:
         raise unknown("parameter", parameter, sorted(known), "bench list attacks")
 
 
+def check_samples(dataset: Dataset, samples: int) -> None:
+    """Raises for a number of test images that the dataset does not have, or that are not here."""
+    size = dataset.splits["test"].size
+    if not 1 <= samples <= size:
+        raise SpecError(
+            f"--samples must be from 1 to {size}, the test images of {dataset.name}; got {samples}"
+        )
+    require(dataset, samples)
+
+
 def check(spec: RunSpec) -> None:
-    """Raises for a preset or parameter that no chosen attack has."""
+    """Raises for samples that are not there, and a preset or parameter that no chosen attack has."""
+    check_samples(zoo.describe(spec.dataset), spec.samples)
     entries = [get(name) for name in spec.attacks]
     if spec.preset and not any(spec.preset in entry.presets for entry in entries):
         known = sorted({preset for entry in entries for preset in entry.presets})

@@ -21,6 +21,7 @@ from attacks.models import Expectation, frozen, logits_of
 from attacks.registry import get
 from bench.judge import judge, read
 from bench.plan import Cell, Task
+from zoo.datasets import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -267,6 +268,7 @@ def samples_of(cell: Cell, ids: Sequence[int]) -> tuple[Tensor, Tensor, Goal]:
     dataset = zoo.describe(cell.dataset)
     if cell.goal in MADE:
         return from_nothing(cell.goal, dataset.shape, ids, cell.device)
+    require(dataset, max(ids) + 1)
     images, labels = load_data(cell.dataset)
     chosen = torch.tensor(ids)
     images, labels = images[chosen].to(cell.device), labels[chosen].to(cell.device)

@@ -21,6 +21,7 @@ from bench.recompute import Network
 from bench.render.table import Table, number, percent
 from bench.runner import check_model, load_data, load_model
 from bench.spec import SCHEMA, parse_eps
+from zoo.datasets import require
 from zoo.registry import fingerprint
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def read(path: Path, dataset: Dataset) -> Submission:
             f"{path}: sample_id must be distinct; {int(values[times > 1][0])} comes more than once, "
             f"as do {int((times > 1).sum())} ids in all"
         )
+    require(dataset, int(ids.max()) + 1)
     labels = load_data(dataset.name)[1][ids]
     own = _whole_numbers(path, tensors, "label", count)
     if own is not None and not torch.equal(own, labels):

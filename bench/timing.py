@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import zoo
-from zoo.training import train_epoch
+from zoo.training import optimizer_of, train_epoch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,7 +73,7 @@ def measure(
     """
     cards = [zoo.card(name) for name in models]
     nets = [card.build() for card in cards]
-    optimizers = [torch.optim.Adam(net.parameters(), lr=card.recipe.lr) for net, card in zip(nets, cards)]
+    optimizers = [optimizer_of(card.recipe, net) for net, card in zip(nets, cards)]
     training: list[list[float]] = [[] for _ in models]
     few = slice(0, 10 * max(card.recipe.batch_size for card in cards))
     for net, optimizer, card in zip(nets, optimizers, cards):

@@ -39,6 +39,20 @@ class Recipe:
     """Random translation of each training image, up to this many pixels each way."""
     seed: int = 0
     adversary: Adversary | None = None
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: float = 0.0
+    """Of SGD."""
+    flip: bool = False
+    """Each training image is mirrored left to right with probability 1/2, before it is translated."""
+    fill: tuple[float, ...] = (0.0,)
+    """The colour in [0, 1] that enters where an image is translated: one value, or one per channel."""
+    steps: int | None = None
+    """Batches of an epoch; None: a pass over the images."""
+
+    def batches(self, images: int) -> int:
+        """The batches of an epoch, of `images` training images."""
+        whole = -(-images // self.batch_size)
+        return whole if self.steps is None else min(self.steps, whole)
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,17 @@ _CNN = ModelCard(
     "PA2 §1",
     "CNN: two conv blocks with max-pooling, two fully connected layers",
 )
+_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR_STD = (0.2470, 0.2435, 0.2616)
+"""Of each channel over the 50 000 training images, in [0, 1] units."""
+_NORM = {"mean": _CIFAR_MEAN, "std": _CIFAR_STD}
+
+# HW2 names batch, iterations and the length of an epoch, and no optimiser.
+_HW2 = Recipe(epochs=100, steps=100, batch_size=100, lr=1e-3, schedule="cosine")
+_FLIP = replace(_HW2, flip=True)
+# Zeros of padding after the normalisation are the mean colour before it.
+_CROP = replace(_FLIP, shift=4, fill=_CIFAR_MEAN)
+
 _PGD_AT = Adversary("native/pgd", eps=0.35, parameters={"steps": 7, "stop": "never", "keep": "last"}, ramp=5)
 
 CARDS: dict[str, ModelCard] = {
@@ -114,6 +139,32 @@ CARDS: dict[str, ModelCard] = {
             recipe=Recipe(epochs=20, lr=1e-3, batch_size=128, schedule="cosine", adversary=_PGD_AT),
             source="Madry et al. 2018, arXiv:1706.06083",
             summary="mnist_cnn, trained against PGD in the Linf ball",
+        ),
+        *(
+            ModelCard(
+                f"cifar_cnn@{name}",
+                "cifar10",
+                "zoo.models.cifar:cnn",
+                recipe,
+                "HW2 Table 1",
+                f"three convolutions with batch norm and average-pooling, two fully connected layers; {how}",
+                arguments=scaling,
+            )
+            for name, recipe, scaling, how in (
+                ("raw", _HW2, {}, "pixels as they are in [0, 1]"),
+                ("norm", _HW2, _NORM, "normalised pixels"),
+                ("flip", _FLIP, _NORM, "normalised pixels, trained with flips"),
+                ("crop", _CROP, _NORM, "normalised pixels, trained with flips and crops"),
+            )
+        ),
+        ModelCard(
+            "cifar_vgg",
+            "cifar10",
+            "zoo.models.cifar:vgg",
+            Recipe(epochs=100, lr=1e-3, batch_size=64, optimizer="sgd", momentum=0.9),
+            "Midterm",
+            "three VGG blocks of two convolutions, max-pooling and dropout, two fully connected layers",
+            arguments=_NORM,
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -21,14 +22,18 @@ PREFIX = "planted:"
 """Of the networks that hide their gradient, which the audit must catch: see `zoo.planted`."""
 WEIGHTS = Path(__file__).parent / "weights"
 
+_DEFAULTS = {
+    each.name: each.default for each in dataclasses.fields(Recipe) if each.default is not dataclasses.MISSING
+}
+
 
 class ModelError(UserError):
     """A model that cannot be built, or weights that do not belong to it."""
 
 
-def names() -> list[str]:
-    """The zoo's models."""
-    return list(CARDS)
+def names(*, trained: bool = False) -> list[str]:
+    """The zoo's models; with `trained`, those whose weights are shipped."""
+    return [name for name in CARDS if not trained or (WEIGHTS / f"{name}.json").exists()]
 
 
 def smoothed(name: str) -> tuple[str, float | None]:
@@ -89,11 +94,15 @@ def _planted_card(name: str) -> ModelCard:
 
 
 def manifest(name: str) -> dict[str, Any]:
-    """What is recorded of a model's shipped weights: sha256, recipe, seed, accuracy, curve."""
+    """What is recorded of a model's shipped weights: sha256, recipe, seed, accuracy, curve.
+
+    What recipes had no field for when the weights were trained, they did without: its default.
+    """
     path = WEIGHTS / f"{name}.json"
     if not path.exists():
         raise ModelError(f"no weights of {name} are shipped; `bench train {name}` makes them")
     found: dict[str, Any] = json.loads(path.read_text())
+    found["recipe"] = {**_DEFAULTS, **found["recipe"]}
     return found
 
 
@@ -132,10 +141,11 @@ def load(name: str, *, weights: str | Path | None = None, device: str = "cpu") -
     chosen = card(name)
     own = name in CARDS
     path = Path(weights) if weights is not None else WEIGHTS / f"{name}.safetensors" if own else None
+    expected = manifest(name)["sha256"] if own and weights is None else None
     if path is not None and not path.is_file():
         raise ModelError(f"no weights file {path}")
-    if own and weights is None and path is not None:
-        expected, found = manifest(name)["sha256"], file_digest(path)
+    if expected is not None and path is not None:
+        found = file_digest(path)
         if found != expected:
             raise ModelError(
                 f"{path} is damaged: sha256 {found[:12]}…, its manifest says {expected[:12]}…; install again"

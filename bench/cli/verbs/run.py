@@ -112,12 +112,7 @@ def build_spec(
         )
     if weights is not None and len(models) > 1:
         raise SpecError("--weights goes with one model")
-    described = zoo.describe(dataset or own.pop())
-    size = described.splits["test"].size
-    if not 1 <= samples <= size:
-        raise SpecError(
-            f"--samples must be from 1 to {size}, the test images of {described.name}; got {samples}"
-        )
+    described = zoo.describe(dataset or min(own), **_wanted(own))
     if targets is not None:
         check_rule(targets, described.classes)
     return RunSpec(
@@ -141,6 +136,14 @@ def build_spec(
     )
 
 
+def _wanted(datasets: set[str]) -> dict[str, Any]:
+    """What models that were trained on these datasets want of the user's own data."""
+    import zoo
+
+    found = {(d.shape[1:], d.classes) for d in map(zoo.describe, datasets)}
+    return dict(zip(("size", "classes"), found.pop())) if len(found) == 1 else {}
+
+
 def precise(spec: RunSpec, precision: float, results: Path, workers: int | None) -> RunSpec:
     """The spec with as many samples as every worst case needs for this half-width, by a pilot run.
 
@@ -153,6 +156,7 @@ def precise(spec: RunSpec, precision: float, results: Path, workers: int | None)
     from bench.metrics import half_width, samples_for
     from bench.plan import PILOT
     from bench.spec import SpecError
+    from zoo.datasets import here
 
     if click.get_current_context().get_parameter_source("samples") is ParameterSource.COMMANDLINE:
         raise SpecError("--precision chooses the number of samples; leave out --samples, or --precision")
@@ -161,7 +165,7 @@ def precise(spec: RunSpec, precision: float, results: Path, workers: int | None)
             f"--precision is a half-width between 0 and 0.5, as 0.01 for ±1 point; got {precision}"
         )
     check_accuracy(spec, "--precision")
-    size = zoo.describe(spec.dataset).splits["test"].size
+    size = here(zoo.describe(spec.dataset))
     pilot = perform(replace(spec, samples=min(PILOT, size), transfers=()), results, workers)
 
     def pessimistic(case: WorstCase) -> float:
@@ -219,10 +223,13 @@ def _quoted(word: str) -> str:
 
 def perform(spec: RunSpec, results: Path, workers: int | None) -> Run:
     """Performs a run under a progress bar."""
+    import zoo
     from bench.plan import check
     from bench.session import perform
 
     check(spec)
+    if remark := zoo.describe(spec.dataset).remark:
+        note(remark)
     device_of(spec.device)
     with progress_bar() as progress:
         return perform(spec, results, workers_of(workers, spec.device), progress)

@@ -52,6 +52,8 @@ def command(
     for name in chosen:
         if zoo.card(name).name not in zoo.names():
             raise UserError(f"{name} has no training recipe; `bench list models` shows those that have")
+    if len({zoo.card(name).dataset for name in chosen}) > 1:
+        raise UserError(f"bench timing takes models of one dataset; {', '.join(chosen)} are of several")
     torch.set_num_threads(threads)
     x, y = zoo.data(zoo.card(chosen[0]).dataset)
     x, y = x[:images], y[:images]

@@ -37,7 +37,7 @@ def command(
     """Train a model of the zoo by its recipe.
 
     Writes NAME.safetensors and NAME.json (hash, recipe, seed, accuracy, curve). A checkpoint is kept after
-    each epoch: the same command goes on where it was stopped.
+    each epoch: the same command goes on where it was stopped. Missing images are fetched.
     """
     import torch
     from rich.console import Console
@@ -53,8 +53,7 @@ def command(
         raise UserError(f"{name} is not a model of the zoo; `bench list models` shows what can be trained")
     recipe = replace(card.recipe, **{key: value for key, value in given.items() if value is not None})
     dataset = zoo.describe(card.dataset)
-    train_files = (dataset.splits["train"].images, dataset.splits["train"].labels)
-    if any(datasets.verify(dataset, file) != "ok" for file in train_files):
+    if any(datasets.here(dataset, split) < dataset.splits[split].size for split in ("train", "test")):
         datasets.fetch(card.dataset, note)
     torch.set_num_threads(threads)
     x, y = zoo.data(card.dataset, "train")
@@ -67,7 +66,7 @@ def command(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    per_epoch = -(-len(x) // recipe.batch_size)
+    per_epoch = recipe.batches(len(x))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task(name, total=per_epoch * recipe.epochs)
 
