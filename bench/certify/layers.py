@@ -119,7 +119,7 @@ class Layer(ABC):
 
 @dataclass(frozen=True)
 class Scale(Layer):
-    """w z + b per channel: Standardize and BatchNorm2d in eval mode."""
+    """w z + b per channel: Standardize and batch norm in eval mode."""
 
     weight: Tensor
     bias: Tensor

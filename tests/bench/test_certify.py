@@ -134,13 +134,14 @@ def random_net(seed: int, stride: int, dilation: int, middle: str, sign: bool) -
         bend(),
         nn.Flatten(),
         nn.LazyLinear(6),
+        nn.BatchNorm1d(6),
         bend(),
         nn.Linear(6, 4),
     )
     with torch.no_grad():
         net(torch.zeros(2, 2, 7, 7))
         for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 # Slopes of either sign: a scaling may turn an interval round.
                 module.weight.normal_()
                 module.bias.normal_()

@@ -99,6 +99,25 @@ def test_the_document_and_the_folder_keep_their_contract(cli: Cli, tmp_path: Pat
     assert stored["sample_id"].tolist() == frame["sample_id"].tolist() == slice_ids("mnist", 10_000, 40)
 
 
+def test_slices_nest_whether_all_of_the_test_set_is_here_or_not() -> None:
+    whole = slice_ids("cifar10", 10_000, 10_000)
+    assert sorted(whole) == list(range(10_000))
+    assert sorted(whole[:1000]) == list(range(1000)), "the packaged images come first"
+    assert slice_ids("cifar10", 1000, 300) == whole[:300] == slice_ids("cifar10", 10_000, 300)
+    assert whole[:1000] != sorted(whole[:1000])
+
+
+def test_images_that_are_not_here_are_named(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path))
+    words = ("run", "--model", "cifar_vgg", "--attack", "pgd", "--samples")
+    assert "`bench data fetch cifar10` gets the others" in cli(*words, "1001").complaint
+    assert "from 1 to 10000" in cli(*words, "10001").complaint
+    audit = cli("audit", "cifar_vgg", "--samples", "1001")
+    assert "1000 of 10000 are here" in audit.complaint
+
+
 def test_ink_holds_exactly_in_what_is_stored(cli: Cli, mnist: tuple[Tensor, Tensor]) -> None:
     found = cli("run", "--model", "mnist_relu", "--attack", "ink*", "--json", "--no-transfer", *QUICK).json
     for file in Path(found["path"]).glob("adv/*.safetensors"):

@@ -37,7 +37,11 @@ def test_an_unknown_verb(cli: Cli) -> None:
 def test_list(cli: Cli) -> None:
     found = cli("list", "--json").json
     assert {row["model"] for row in found["models"]} == set(zoo.names())
-    assert all(float(row["accuracy %"]) >= (98.0 if "@" in row["model"] else 99.0) for row in found["models"])
+    accuracy = {row["model"]: row["accuracy %"] for row in found["models"]}
+    assert all(float(a) >= (98.0 if "@" in m else 99.0) for m, a in accuracy.items() if "mnist" in m)
+    assert {m for m, a in accuracy.items() if a == "not trained"} == set(zoo.names()) - set(
+        zoo.names(trained=True)
+    )
     named = {row["attack"] for row in found["attacks"]}
     native = "logit_ascent mse_target noise image_opt feature_ascent ink ink_target ink_binary fgsm_mse"
     both = ("fgsm", "pgd")
@@ -143,6 +147,7 @@ def test_timing(cli: Cli, tmp_path: Path) -> None:
     pairs = [b / a for a, b in zip(*(m["training"] for m in stored["models"]))]
     assert (found["low"], found["high"]) == (min(pairs), max(pairs))
     assert cli("timing", "--models", "mnist_cnn").code == 2
+    assert "models of one dataset" in cli("timing", "--models", "mnist_cnn,cifar_vgg").complaint
 
 
 def test_timing_alternates_the_models(mnist: tuple[object, object]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,12 +18,12 @@ NATIVE = [name for name in attacks.names() if name.startswith("native/")]
 QUICK = [name for name in attacks.names() if "slow" not in attacks.get(name).tags]
 
 
-def options(name: str) -> dict[str, object]:
+def options(name: str, dataset: str = "mnist") -> dict[str, object]:
     """A radius where the attack takes one, and few steps where it has many."""
     entry = attacks.get(name)
     found: dict[str, object] = {}
     if entry.norm in RADIUS_NORMS and "minimal" not in entry.tags:
-        found["eps"] = zoo.describe("mnist").eps[entry.norm]
+        found["eps"] = zoo.describe(dataset).eps[entry.norm]
     if isinstance(steps := entry.parameters().get("steps"), int):
         found["steps"] = min(steps, 30)
     return found
@@ -32,24 +34,36 @@ def few(mnist: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return mnist[0][:3], mnist[1][:3]
 
 
-@pytest.mark.parametrize("name", zoo.names())
-def test_every_model_takes_images_in_0_1_and_has_a_card(name: str, few: tuple[Tensor, Tensor]) -> None:
-    model, card = zoo.load(name), zoo.card(name)
+@cache
+def understood(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A model, and the first three of its dataset's test images that it has right."""
+    model = zoo.load(name)
+    images, labels = zoo.data(zoo.card(name).dataset)
+    with torch.no_grad():
+        right = (model(images[:30]).argmax(1) == labels[:30]).nonzero().squeeze(1)[:3]
+    assert len(right) == 3
+    return model, images[right], labels[right]
+
+
+@pytest.mark.parametrize("name", zoo.names(trained=True))
+def test_every_model_takes_images_in_0_1_and_has_a_card(name: str) -> None:
+    (model, images, labels), card = understood(name), zoo.card(name)
     assert isinstance(model, nn.Module)
     with torch.no_grad():
-        logits = model(few[0])
+        logits = model(images)
     assert logits.shape == (3, zoo.describe(card.dataset).classes)
     assert logits.isfinite().all()
-    assert (logits.argmax(1) == few[1]).all()
-    x = few[0].clone().requires_grad_()
+    assert (logits.argmax(1) == labels).all()
+    x = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(x).sum(), x)
     assert (gradient.abs().flatten(1).sum(1) > 0).all() == (card.gradient != "none")
 
 
-@pytest.mark.parametrize("model", zoo.names())
+@pytest.mark.parametrize("model", zoo.names(trained=True))
 @pytest.mark.parametrize("attack", NATIVE)
-def test_every_native_attack_runs_on_every_model(model: str, attack: str, few: tuple[Tensor, Tensor]) -> None:
-    rows = bench.evaluate(zoo.load(model), attack, *few, **options(attack))
+def test_every_native_attack_runs_on_every_model(model: str, attack: str) -> None:
+    net, images, labels = understood(model)
+    rows = bench.evaluate(net, attack, images, labels, **options(attack, zoo.card(model).dataset))
     check(rows)
 
 

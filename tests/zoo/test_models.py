@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 import zoo
 from adversarial_bench.errors import UnknownNameError
+from zoo.cards import Recipe
 from zoo.models.binary import Sign, SignFunction
+from zoo.models.layers import Standardize
 from zoo.registry import WEIGHTS, ModelError, fingerprint, manifest
 
 
@@ -44,6 +47,99 @@ def test_the_binary_network_is_the_relu_network_with_sign() -> None:
     assert (strides, widths) == ([1, 2, 2, 2, 2], [32, 64, 128, 128, 128])
 
 
+# Weights and biases of each layer, and gain and shift of each batch norm.
+CIFAR_CNN = [
+    75 * 32 + 32,
+    64,
+    25 * 32 * 32 + 32,
+    64,
+    25 * 32 * 64 + 64,
+    128,
+    1024 * 64 + 64,
+    128,
+    64 * 10 + 10,
+]
+CIFAR_VGG = [
+    27 * 32 + 32,
+    9 * 32 * 32 + 32,
+    9 * 32 * 64 + 64,
+    9 * 64 * 64 + 64,
+    9 * 64 * 128 + 128,
+    9 * 128 * 128 + 128,
+    2048 * 128 + 128,
+    128 * 10 + 10,
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "total", "sides"),
+    [
+        ("cifar_cnn@norm", CIFAR_CNN, 145_962, [32, 16, 8]),
+        ("cifar_vgg", CIFAR_VGG, 550_570, [32, 32, 16, 16, 8, 8]),
+    ],
+)
+def test_the_cifar_networks_have_the_layers_of_the_assignments(
+    name: str, counts: list[int], total: int, sides: list[int]
+) -> None:
+    model = zoo.card(name).build()
+    assert isinstance(model, nn.Sequential)
+    found = [sum(p.numel() for p in layer.parameters()) for layer in model]
+    assert [n for n in found if n] == counts
+    assert sum(found) == total
+    seen: list[int] = []
+    for layer in model:
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda layer, x, y: seen.append(y.shape[-1]))
+    assert model.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert seen == sides, "padding keeps the size; pooling halves it"
+
+
+def test_what_the_assignments_say_of_the_cifar_networks() -> None:
+    kinds = [type(layer) for layer in zoo.card("cifar_cnn@raw").build()]
+    block = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AvgPool2d]
+    assert kinds == [*block * 3, nn.Flatten, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    vgg = zoo.card("cifar_vgg").build()
+    half = [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Dropout]
+    head = [nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+    assert [type(layer) for layer in vgg] == [Standardize, *half * 3, *head]
+    assert {layer.p for layer in vgg if isinstance(layer, nn.Dropout)} == {0.2}
+    for layer in vgg:
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            fan_in, largest = layer.weight[0].numel(), float(layer.weight.detach().abs().max())
+            assert 0.97 * (6 / fan_in) ** 0.5 < largest <= (6 / fan_in) ** 0.5, "He-uniform"
+            assert not layer.bias.any()
+
+
+def test_normalised_and_raw_pixels_differ() -> None:
+    images, _ = zoo.data("cifar10")
+    raw, norm = zoo.card("cifar_cnn@raw").build(), zoo.card("cifar_cnn@norm").build()
+    assert not any(isinstance(layer, Standardize) for layer in raw)
+    scaled = norm.get_submodule("scale")(images)
+    # The first 1000 test images are not the training images, but near them.
+    torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=0.05)
+    torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(3), rtol=0, atol=0.05)
+
+
+def test_a_model_that_is_not_trained_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("zoo.registry.WEIGHTS", tmp_path)
+    assert zoo.names(trained=True) == []
+    assert "cifar_vgg" in zoo.names()
+    with pytest.raises(ModelError, match="`bench train cifar_vgg` makes them"):
+        zoo.load("cifar_vgg")
+
+
+def test_a_manifest_has_every_setting_of_a_recipe() -> None:
+    recorded = manifest("mnist_bnn")["recipe"]
+    assert set(recorded) == {each.name for each in fields(Recipe)}
+    assert (recorded["optimizer"], recorded["flip"], recorded["steps"], recorded["shift"]) == (
+        "adam",
+        False,
+        None,
+        1,
+    )
+    assert Recipe(**recorded) == zoo.card("mnist_bnn").recipe
+
+
 def test_sign_and_its_straight_through_gradient() -> None:
     x = torch.tensor([-2.0, -1.0, -0.3, -0.0, 0.0, 0.5, 1.0, 1.5], requires_grad=True)
     y = SignFunction.apply(x)
@@ -53,20 +149,25 @@ def test_sign_and_its_straight_through_gradient() -> None:
     assert x.grad.tolist() == [0, 3, 3, 3, 3, 3, 3, 0]
 
 
-@pytest.mark.parametrize("name", zoo.names())
-def test_the_shipped_weights_reach_the_accuracy_of_their_manifest(
-    name: str, mnist: tuple[Tensor, Tensor]
-) -> None:
-    model = zoo.load(name)
+# What the assignments report or ask for is 99 % on MNIST and, of cifar_vgg, 82.72 %.
+LEAST = {"mnist": 0.99, "cifar10": 0.65}
+
+
+@pytest.mark.parametrize("name", zoo.names(trained=True))
+def test_the_shipped_weights_reach_the_accuracy_of_their_manifest(name: str) -> None:
+    model, dataset = zoo.load(name), zoo.card(name).dataset
+    images, labels = zoo.data(dataset)
     with torch.no_grad():
         right = sum(
-            int((model(x).argmax(1) == y).sum()) for x, y in zip(mnist[0].split(500), mnist[1].split(500))
+            int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500))
         )
     recorded = manifest(name)
     assert recorded["test_images"] == 10_000
-    # Another processor may round a borderline image to the other side.
-    assert abs(right / 10_000 - recorded["test_accuracy"]) <= 0.0003
-    assert right >= 9_900
+    # Another processor may round a borderline image to the other side; of CIFAR-10, the first 1000 may be
+    # all that is here, and 4.5 standard errors of theirs are 6 points.
+    tolerance = 0.0003 if len(images) == 10_000 else 0.06
+    assert abs(right / len(images) - recorded["test_accuracy"]) <= tolerance
+    assert recorded["test_accuracy"] >= LEAST[dataset]
     assert recorded["recipe"]["seed"] == 0
     assert len(recorded["curve"]) == recorded["recipe"]["epochs"] == zoo.card(name).recipe.epochs
 
@@ -131,7 +232,7 @@ def test_the_fingerprint_changes_with_one_bit(relu: nn.Module) -> None:
 
 
 def test_the_manifest_is_json_with_a_command() -> None:
-    for name in zoo.names():
+    for name in zoo.names(trained=True):
         found = json.loads((WEIGHTS / f"{name}.json").read_text())
         assert found["command"] == f"bench train {name}"
 
