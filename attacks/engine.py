@@ -12,9 +12,10 @@ from torch import Tensor
 from adversarial_bench.errors import UserError
 from attacks.constraints import Box
 from attacks.core import Goal, ParameterError, Result, View
-from attacks.models import frozen, recorded
+from attacks.models import Expectation, frozen, recorded
 from attacks.native import Attack
 from attacks.objectives import closeness
+from attacks.stops import Never
 from attacks.surrogates import smoothed
 from attacks.updates import At
 
@@ -37,9 +38,13 @@ def run(
     """Attacks `images` (N, C, H, W) in [0, 1] with one native attack.
 
     `seeds` has one generator seed per sample: the result of a sample depends on nothing else of the
-    run. A sample that has met the attack's stop leaves its batch. Raises DetachedError where the
-    model gives no gradient.
+    run. A sample that has met the attack's stop leaves its batch; where the model draws (`Expectation`),
+    none does. Raises DetachedError where the model gives no gradient.
     """
+    if isinstance(model, Expectation):
+        # A success may be the draw's and not the image's: it ends nothing, and a gradient's walk is not cut
+        # at it. A search has no better image than the most confident one.
+        attack = replace(attack, stop=Never(), keep="last" if attack.update.gradient else "confident")
     parts = []
     with (
         frozen(model),

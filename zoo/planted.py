@@ -78,7 +78,7 @@ PLANTED: Mapping[str, tuple[str, Callable[..., nn.Module], str]] = {
         "log-probabilities at temperature 0.02, as a distilled network gives them",
     ),
     "noise": (
-        "mnist_relu",
+        "mnist_cnn",
         lambda m: Before(m, lambda x: x + 0.2 * torch.randn_like(x)),
         "Gaussian noise of std 0.2 on each image, anew at each pass",
     ),

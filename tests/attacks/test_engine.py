@@ -13,6 +13,7 @@ import attacks
 from adversarial_bench.errors import UnknownNameError
 from attacks.core import Goal, ParameterError, View
 from attacks.engine import DetachedError
+from attacks.models import Expectation
 from attacks.registry import get
 from attacks.updates import At
 from tests.conftest import Linear
@@ -320,3 +321,19 @@ def test_a_trace_is_kept_where_it_is_asked_for(linear: Linear, grey: Tensor) -> 
         attacks.run("foolbox/fgsm", linear, grey, labels, eps=0.05, trace=True)
     # It changes nothing, and so is no parameter, of which a run's key is made.
     assert "trace" not in get("pgd").parameters()
+
+
+def test_a_lucky_draw_ends_nothing(grey: Tensor) -> None:
+    class Noisy(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + 0.2 * torch.randn_like(x))
+
+    model = Noisy(classes=2, seed=2)
+    labels = Linear(classes=2, seed=2)(grey).argmax(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lucky = attacks.run("pgd", model, grey, labels, eps=0.01, steps=8)
+        found = attacks.run("pgd", Expectation(model, 4), grey, labels, eps=0.01, steps=8)
+    assert (lucky.steps < 8).any(), "without an average the first draw that fools ends it"
+    assert (found.steps == 8).all()
+    assert (found.images - grey).abs().amax() == pytest.approx(0.01, abs=1e-6), "the walk's end comes back"
