@@ -56,7 +56,6 @@ GRID = 120
 PASSES = 7
 TIMED = 256
 """Images of a timed inference pass, and how many passes there are."""
-FORMATS = ("png", "svg")
 
 Outcomes = Mapping[str, Mapping[str, pd.Series]]
 """By threat, `clean` among them, and by model: was each sample_id right (and stayed right)?"""
@@ -344,17 +343,6 @@ def family(name: str) -> str:
     return name.partition("@")[0]
 
 
-def batch_norm_pair(base: str, other: str) -> bool:
-    """Do two models of the zoo differ in batch norm alone?"""
-    if not {base, other} <= set(zoo.names()):
-        return False
-    cards = zoo.card(base), zoo.card(other)
-    plain = [{**card.arguments, "batch_norm": None} for card in cards]
-    switched = {bool(card.arguments.get("batch_norm")) for card in cards} == {True, False}
-    same = cards[0].factory == cards[1].factory and cards[0].recipe == cards[1].recipe
-    return switched and same and plain[0] == plain[1]
-
-
 def batch_norm_finding(of_pair: Sequence[Pair], timing: tuple[Ratio, int] | None) -> str:
     """Does batch norm change accuracy, robust accuracy and training time?
 
@@ -504,7 +492,7 @@ def compare(run: Run, couples: Sequence[tuple[str, str]], results: Path) -> Comp
             stored_ratio(results, other, base),
         )
         for base, other in couples
-        if batch_norm_pair(base, other)
+        if zoo.card(base).batch_norm_peer() == other
     ]
     findings += recipe_findings(found, compared)
     return Comparison(run, compared, breakers(rows, spec.eps), costs, findings, curves(rows, spec.eps))
@@ -614,7 +602,7 @@ def draw(found: Comparison, folder: Path) -> list[Path]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, made in figures.items():
-            for form in FORMATS:
+            for form in figure.FORMATS:
                 files.append(folder / f"{name}.{form}")
                 figure.save(made, files[-1], form)
     return files

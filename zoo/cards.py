@@ -77,6 +77,16 @@ class ModelCard:
         make: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
         return make(**self.arguments)
 
+    def batch_norm_peer(self) -> str | None:
+        """The zoo's model that is this one but for its batch norm."""
+
+        def plain(card: ModelCard) -> ModelCard:
+            rest = {key: value for key, value in card.arguments.items() if key != "batch_norm"}
+            return replace(card, name="", source="", summary="", peer=None, arguments=rest)
+
+        others = (card for card in CARDS.values() if card.name != self.name)
+        return next((card.name for card in others if plain(card) == plain(self)), None)
+
 
 _PA2 = Recipe(epochs=10, lr=1e-3, batch_size=64, schedule="cosine")
 

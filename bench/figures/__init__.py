@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.figure import Figure
 
     from bench.figures.study import Study
-
-FORMATS = ("png", "svg")
 
 
 @dataclass(frozen=True)
@@ -54,15 +50,3 @@ FIGURES: dict[str, Card] = {
         Card("fgsm_mse", "changed", "one step along the sign of the squared error's gradient"),
     )
 }
-
-
-def save(figure: Figure, path: Path, form: str) -> None:
-    """Writes a figure whole, as `png` or `svg`: the same figure, the same bytes."""
-    import matplotlib
-
-    from adversarial_bench.files import write_whole
-
-    # A file's date, and the random ids of an SVG's parts, would make each file another one.
-    metadata = {"Date": None} if form == "svg" else None
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
-        write_whole(path, lambda aside: figure.savefig(aside, format=form, metadata=metadata))

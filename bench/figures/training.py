@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from matplotlib.ticker import MaxNLocator
 
+import zoo
 from bench.description import CLASSES, report
 from bench.figures.draw import bar, heat, panels, picture, said
 from bench.figures.study import Study
 from bench.metrics import Estimate
+from bench.render.figure import training
 from bench.render.table import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from zoo import ModelCard
-
 RANDOM = 30
 """Test images whose predictions are shown."""
-
-
-def batch_norm_peer(card: ModelCard) -> str | None:
-    """The zoo's model that is this one but for its batch norm."""
-    from zoo.cards import CARDS
-
-    def plain(other: ModelCard) -> ModelCard:
-        rest = {k: v for k, v in other.arguments.items() if k != "batch_norm"}
-        return replace(other, name="", source="", summary="", peer=None, arguments=rest)
-
-    return next((n for n, o in CARDS.items() if n != card.name and plain(o) == plain(card)), None)
 
 
 def curves(study: Study) -> Figure:
@@ -40,53 +26,18 @@ def curves(study: Study) -> Figure:
 
     Raises UserError where the model has no recorded curve.
     """
-    import seaborn
-
     from zoo.registry import manifest
 
     manifests = {study.name: study.manifest}
-    peer = batch_norm_peer(study.card)
-    if peer is not None:
+    peer = study.card.batch_norm_peer()
+    if peer in zoo.names(trained=True):
         manifests[peer] = manifest(peer)
-    lines = [
-        {"model": name, "split": split, "epoch": e["epoch"]}
-        | {"loss": e[f"{split}_loss"], "accuracy": 100 * e[f"{split}_accuracy"]}
-        for name, found in manifests.items()
-        for e in found["curve"]
-        for split in ("train", "test")
-    ]
-    frame = pd.DataFrame(lines)
     reached = [f"{name} {100 * found['test_accuracy']:.2f} %" for name, found in manifests.items()]
-    figure, ((loss, accuracy),) = panels(
-        f"{study.name}: training curves",
-        f"test accuracy of the shipped weights: {', '.join(reached)} · training loss and accuracy are means "
-        "over the epoch, while the weights change",
-        [3.2],
-        2,
-        width=4.2,
-        gap=(0.8, 0),
-        margins=(0.8, 0.3),
+    caption = (
+        f"{study.name}: training curves. Test accuracy of shipped weights: {', '.join(reached)}. Training "
+        "loss and accuracy are means over the epoch, while the weights change."
     )
-    for axes, what in ((loss, "loss"), (accuracy, "accuracy")):
-        seaborn.lineplot(
-            frame,
-            x="epoch",
-            y=what,
-            hue="model",
-            style="split",
-            style_order=["test", "train"],
-            palette="colorblind",
-            markers=True,
-            legend=axes is accuracy,
-            ax=axes,
-        )
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    loss.set(yscale="log", ylabel="mean cross-entropy, nats (log scale)")
-    accuracy.set(ylabel="accuracy, %")
-    accuracy.legend(fontsize=8, frameon=False, loc="lower right")
-    return figure
+    return training({name: found["curve"] for name, found in manifests.items()}, caption)
 
 
 def confusion(study: Study) -> Figure:

@@ -1,4 +1,4 @@
-"""Figures of a comparison: pure functions from values to matplotlib figures, and how one is written."""
+"""Figures of curves: pure functions from values to matplotlib figures, and how one is written."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FORMATS = ("png", "svg")
 MARKERS = "os^DvPX*"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 """Lines are told apart by colour, dashes and marker: any one of them will do."""

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import zoo
 from adversarial_bench.errors import UserError
-from bench.figures import FIGURES, save
+from bench.figures import FIGURES
 from bench.figures.occlusion import occluded
 from bench.figures.study import Study
+from bench.render.figure import save
 from tests.bench.test_show import linear_file  # noqa: F401
 from tests.conftest import Answer, Linear
 
@@ -107,10 +108,10 @@ def test_one_image_of_each_class_that_the_model_has_right() -> None:
 def test_curves_have_the_batch_norm_peer() -> None:
     def legend(name: str) -> str:
         figure = FIGURES["curves"].draw(Study(name))
-        return " ".join(text.get_text() for text in figure.axes[1].get_legend().get_texts())
+        return " ".join(text.get_text() for text in figure.legends[0].get_texts())
 
     assert "mnist_cnn_bn" in legend("mnist_cnn")
-    assert "mnist_cnn " in legend("mnist_cnn_bn")
+    assert "mnist_cnn," in legend("mnist_cnn_bn")
     assert "bn" not in legend("mnist_cnn@pgd_at").replace("mnist_cnn@pgd_at", "")
 
 

@@ -21,7 +21,7 @@ from bench.cli.common import (
     show_json,
     weights_option,
 )
-from bench.figures import FIGURES, FORMATS
+from bench.figures import FIGURES
 from bench.render.table import Table
 
 if TYPE_CHECKING:
@@ -105,12 +105,14 @@ def command(
         return
     name = named(model, "figures")
     chosen = [FIGURES[figure] for figure in _chosen("figure", only, tuple(FIGURES), "bench figures --list")]
-    kinds = _chosen("format", formats, FORMATS)
     shade = _shade(colour)
 
     import zoo
     from adversarial_bench.errors import UserError
     from bench.figures.study import Study
+    from bench.render.figure import FORMATS
+
+    kinds = _chosen("format", formats, FORMATS)
 
     most = zoo.describe(zoo.card(name).dataset).classes
     study = Study(
@@ -175,7 +177,7 @@ def _draw(
 
     from adversarial_bench.errors import UserError
     from adversarial_bench.hashing import seed_of
-    from bench.figures import save
+    from bench.render.figure import save
     from bench.store import writing
 
     with writing(out):
