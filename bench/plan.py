@@ -16,12 +16,51 @@ from adversarial_bench.hashing import digest
 from attacks.core import MADE, Entry, GoalKind, ParameterError, Threat
 from attacks.registry import get, split
 from bench.spec import SCHEMA, RunSpec, SpecError
+from zoo import Build
 from zoo.datasets import Dataset, require
 
 SHARD = 500
 """Samples of a shard: what a killed run can lose."""
 PILOT = 200
 """Samples of the first shard, the rest of SHARD being the second: a pilot's shards serve the longer run."""
+
+
+DATASET = "mnist"
+"""Of models that have none of their own, where the user names none."""
+
+
+def settle(models: Sequence[str], dataset: str | None, build: Build) -> tuple[Dataset, Build]:
+    """The dataset that models are run on, and how they are built for it, before any of them is.
+
+    Other people's models get as many outputs as the dataset has classes, but for those that come with
+    pretrained weights. Raises SpecError for models that do not fit the dataset or each other.
+    """
+    if build.weights is not None and len(models) > 1:
+        raise SpecError(f"--weights goes with one model; got {', '.join(models)}")
+    own = {name: zoo.card(name).dataset for name in models}
+    known = sorted({*own.values()} - {""})
+    if dataset is None and len(known) > 1:
+        raise SpecError(f"the models are of different datasets ({', '.join(known)}); choose with --dataset")
+    wanted = dataset or (known[0] if known else DATASET)
+    takes = {name: zoo.takes(name, build.pretrained) for name in models}
+    size = next((shape[1:] for shape, _ in takes.values() if shape), None)
+    classes = build.num_classes or next((outputs for _, outputs in takes.values() if outputs), None)
+    described = zoo.describe(wanted, size=size, classes=classes)
+    has = f"{described.name} has {_times(described.shape)} and {described.classes} classes"
+    if build.num_classes not in (None, described.classes):
+        raise SpecError(f"--num-classes is {build.num_classes}, and {has}")
+    for name, (shape, outputs) in takes.items():
+        if shape not in (None, described.shape):
+            raise SpecError(f"{name} takes images of {_times(shape)}, and {has}; choose another --dataset")
+        if outputs not in (None, described.classes):
+            raise SpecError(f"{name} has {outputs} outputs, and {has}; choose another --dataset")
+    if build.num_classes is None and not build.pretrained and "" in own.values():
+        build = replace(build, num_classes=described.classes)
+    return described, build
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 @dataclass(frozen=True)
@@ -61,7 +100,7 @@ class Task:
 
     cell: Cell
     ids: tuple[int, ...]
-    weights_file: str | None
+    build: Build
     images_file: str | None = None
     """For a transfer: the source shard's adversarial images."""
 
@@ -209,11 +248,11 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
 def tasks_of(cell: Cell, spec: RunSpec) -> list[Task]:
     """A cell's shards. Images made from nothing are one per class (or per unit)."""
     dataset = zoo.describe(cell.dataset)
-    weights = spec.weights if cell.model in spec.models else None
+    build = spec.build_of(cell.model)
     if cell.goal in MADE:
-        return [Task(cell, tuple(range(dataset.classes)), weights)]
+        return [Task(cell, tuple(range(dataset.classes)), build)]
     ids = slice_ids(cell.dataset, dataset.splits["test"].size, spec.samples)
-    return [Task(cell, shard, weights) for shard in shards(ids)]
+    return [Task(cell, shard, build) for shard in shards(ids)]
 
 
 def shards(ids: Sequence[int]) -> list[tuple[int, ...]]:

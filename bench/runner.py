@@ -21,7 +21,9 @@ from attacks.models import Expectation, frozen, logits_of
 from attacks.registry import get
 from bench.judge import judge, read
 from bench.plan import Cell, Task
+from zoo import Build
 from zoo.datasets import require
+from zoo.registry import untrained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -212,6 +214,14 @@ def check_model(
     return flags
 
 
+def examine(
+    name: str, build: Build, images: Tensor, classes: int, device: str = "cpu", eot: int = 1
+) -> list[str]:
+    """What must be said of a model of the zoo or of other people's: `random weights`, and `check_model`'s."""
+    flags = check_model(name, averaged(name, build, device, eot), images, classes, eot)
+    return ["random weights", *flags] if untrained(name, build) else flags
+
+
 def has_gradient(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
     """Does the model's output carry a graph back to its input?
 
@@ -237,14 +247,14 @@ def is_probabilities(logits: Tensor) -> bool:
 
 
 @lru_cache(maxsize=8)
-def load_model(name: str, weights: str | None, device: str) -> torch.nn.Module:
+def load_model(name: str, build: Build, device: str) -> torch.nn.Module:
     """A model, loaded once per process."""
-    return zoo.load(name, weights=weights, device=device)
+    return zoo.load(name, **vars(build), device=device)
 
 
-def averaged(name: str, weights: str | None, device: str, eot: int) -> torch.nn.Module:
+def averaged(name: str, build: Build, device: str, eot: int) -> torch.nn.Module:
     """A model as a run attacks it: with `eot` > 1, its mean over so many draws."""
-    model = load_model(name, weights, device)
+    model = load_model(name, build, device)
     return model if eot == 1 else Expectation(model, eot)
 
 
@@ -281,7 +291,7 @@ def samples_of(cell: Cell, ids: Sequence[int]) -> tuple[Tensor, Tensor, Goal]:
 @lru_cache(maxsize=64)
 def _clean(
     model: str,
-    weights: str | None,
+    build: Build,
     device: str,
     eot: int,
     dataset: str,
@@ -292,22 +302,20 @@ def _clean(
     images = load_data(dataset)[0][torch.tensor(ids)].to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("clean", model, ids))
-        return read(logits_of(averaged(model, weights, device, eot), images, batch_size))
+        return read(logits_of(averaged(model, build, device, eot), images, batch_size))
 
 
 def _clean_of(task: Task, model: Any, images: Tensor, goal: Goal) -> Clean:
     cell = task.cell
     if goal.made:
         return clean_reading(model, images, goal, cell.batch_size)
-    return _clean(
-        cell.model, task.weights_file, cell.device, cell.eot, cell.dataset, task.ids, cell.batch_size
-    )
+    return _clean(cell.model, task.build, cell.device, cell.eot, cell.dataset, task.ids, cell.batch_size)
 
 
 def compute(task: Task) -> Outcome:
     """One shard, from its task alone: the same in every process."""
     cell = task.cell
-    model = averaged(cell.model, task.weights_file, cell.device, cell.eot)
+    model = averaged(cell.model, task.build, cell.device, cell.eot)
     with torch.random.fork_rng(devices=[]):
         # For a model that draws; an attack's own draws have their own generators. Not before the model is
         # made, which draws as well, and in a process that has it already does not.

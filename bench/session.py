@@ -11,7 +11,7 @@ import zoo
 from bench.audit import verdicts
 from bench.executors import execute
 from bench.plan import Task, cells_of, slice_ids, tasks_of
-from bench.runner import averaged, check_model, load_data, load_model
+from bench.runner import averaged, examine, load_data, load_model
 from bench.spec import RunSpec
 from bench.stamp import stamp
 from bench.store import RunFolder
@@ -85,10 +85,9 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
     probe = images[slice_ids(spec.dataset, len(images), min(spec.samples, 50))].to(spec.device)
     fingerprints, flags = {}, {}
     for name in models:
-        weights = spec.weights if name in spec.models else None
-        model = averaged(name, weights, spec.device, spec.eot)
-        fingerprints[name] = fingerprint(load_model(name, weights, spec.device))
-        flags[name] = check_model(name, model, probe, dataset.classes, spec.eot)
+        build = spec.build_of(name)
+        fingerprints[name] = fingerprint(load_model(name, build, spec.device))
+        flags[name] = examine(name, build, probe, dataset.classes, spec.device, spec.eot)
     cells = cells_of(spec, fingerprints)
     own = [cell for cell in cells if cell.source is None]
     shown = [cell for cell in cells if cell.source is not None]
@@ -166,7 +165,7 @@ def _universal(task: Task, folder: RunFolder) -> dict[str, Any]:
     made = load_file(folder.images_file(task.name))
     images, labels = load_data(cell.dataset)
     found = cross_apply(
-        averaged(cell.model, task.weights_file, cell.device, cell.eot),
+        averaged(cell.model, task.build, cell.device, cell.eot),
         images[list(task.ids)].to(cell.device),
         made["images"].to(cell.device),
         labels[list(task.ids)].to(cell.device),

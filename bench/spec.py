@@ -10,6 +10,7 @@ from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import digest
 from attacks.core import RADIUS_NORMS, check_eps
 from attacks.registry import parse_number, value_of
+from zoo.cards import Build
 
 SCHEMA = 1
 
@@ -37,6 +38,9 @@ class RunSpec:
     parameters: tuple[tuple[str, str, Any], ...] = ()
     """(attack or "", parameter, value)."""
     weights: str | None = None
+    """A file for the one model; see `zoo.Build` for this and the next two."""
+    pretrained: bool = False
+    num_classes: int | None = None
     device: str = "cpu"
     batch_size: int = 128
     eot: int = 1
@@ -54,6 +58,10 @@ class RunSpec:
         asked = {k: v for k, v in self.as_dict().items() if k != "command"}
         names = "+".join(m.replace("/", "_").replace(":", "_") for m in self.models)
         return f"{names[:60]}-{digest(SCHEMA, asked)[:10]}"
+
+    def build_of(self, model: str) -> Build:
+        """How a model of the run is built: a file of weights is not for those that images are shown to."""
+        return Build(self.weights if model in self.models else None, self.pretrained, self.num_classes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -19,8 +19,9 @@ from bench.judge import verdict
 from bench.metrics import TOLERANCE, CellMetrics, cell_metrics
 from bench.recompute import Network
 from bench.render.table import Table, number, percent
-from bench.runner import check_model, load_data, load_model
+from bench.runner import examine, load_data, load_model
 from bench.spec import SCHEMA, parse_eps
+from zoo import PLAIN, Build
 from zoo.datasets import require
 from zoo.registry import fingerprint
 
@@ -195,7 +196,7 @@ def judge(
     model: str,
     threats: Sequence[Threat],
     *,
-    weights: str | None = None,
+    build: Build = PLAIN,
     batch_size: int = 161,
     dtype: str = "float32",
 ) -> Verdict:
@@ -203,10 +204,10 @@ def judge(
 
     Raises UserError for a model that is not there, fails, or returns no finite logits (N, classes).
     """
-    network = load_model(model, weights, "cpu")
+    network = load_model(model, build, "cpu")
     data, labels = load_data(dataset.name)
     originals, labels = data[submission.ids], labels[submission.ids]
-    flags = check_model(model, network, originals[:50], dataset.classes)
+    flags = examine(model, build, originals[:50], dataset.classes)
     wanted = Network.of(network, originals[:2])
     if dtype == "float64" and wanted.double is None:
         flags.append("the model does not run in float64; judged in float32")

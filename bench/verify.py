@@ -40,6 +40,7 @@ from bench.session import Progress
 from bench.spec import SCHEMA
 from bench.store import CELL_COLUMNS, ROWS, RunFolder, StoreError, cell_of, label_rows
 from bench.views import cells, shown_rate, threat_name, worst_cases
+from zoo import PLAIN, Build
 from zoo.registry import fingerprint
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def read_shard(folder: RunFolder, name: str) -> Shard:
         if column not in tensors or not np.array_equal(tensors[column].numpy(), rows[column].to_numpy()):
             raise StoreError(f"adv/{name}.safetensors and samples/{name}.parquet differ in {column}")
     ids = tuple(int(i) for i in rows["sample_id"])
-    if key != cell.key or name != Task(cell, ids, None).name:
+    if key != cell.key or name != Task(cell, ids, PLAIN).name:
         raise StoreError(f"{receipt} is not named by the hash of its cell and samples")
     if errors != int((rows["status"] == "error").sum()):
         raise StoreError(f"{receipt} says {errors} errors, which is not what its rows say")
@@ -205,7 +206,9 @@ class _Verifier:
     def _load(self, cell: Cell) -> Network:
         name, spec = cell.model, self.document["spec"]
         weights = (self.weights or spec["weights"]) if name in spec["models"] else None
-        model = load_model(name, weights, "cpu")
+        # Runs of earlier versions know neither.
+        build = Build(weights, spec.get("pretrained", False), spec.get("num_classes"))
+        model = load_model(name, build, "cpu")
         recorded = {"here": fingerprint(model), "in run.json": self.document["fingerprints"].get(name)}
         for where, found in recorded.items():
             if found != cell.weights:
@@ -244,7 +247,7 @@ class _Verifier:
         if cell.source_key is None:
             kept = rows["status"].isin(("error", "clean_wrong")).to_numpy()
             return case, kept & ~same(images, originals)
-        name = Task(cell, tuple(ids), None).source_name
+        name = Task(cell, tuple(ids), PLAIN).source_name
         try:
             shown = read_shard(self.folder, str(name))
         except StoreError as error:
@@ -328,7 +331,7 @@ def verify_run(
             told.add(name.partition("-")[0])
             continue
         done.setdefault(found[0].key, []).append(found)
-        progress.advance(Task(found[0], (), None), 1)
+        progress.advance(Task(found[0], (), PLAIN), 1)
     verifier.complete(done, told)
     parts = {key: [checked for _, checked in done[key]] for key in document["cells"] if key in done}
     checks = tuple(_cell_check(str(document["cells"][key]), group) for key, group in parts.items())

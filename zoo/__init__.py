@@ -1,7 +1,19 @@
 """Models and data: `zoo.load("mnist_bnn")`, `zoo.data("mnist", split="test")`."""
 
-from zoo.cards import ModelCard, Recipe
+from zoo.cards import PLAIN, Build, ModelCard, Recipe
 from zoo.datasets import Dataset, data, describe
-from zoo.registry import card, load, names
+from zoo.registry import card, load, names, takes
 
-__all__ = ["Dataset", "ModelCard", "Recipe", "card", "data", "describe", "load", "names"]
+__all__ = [
+    "PLAIN",
+    "Build",
+    "Dataset",
+    "ModelCard",
+    "Recipe",
+    "card",
+    "data",
+    "describe",
+    "load",
+    "names",
+    "takes",
+]

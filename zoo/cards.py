@@ -7,8 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from adversarial_bench.errors import UserError
+
 if TYPE_CHECKING:
     from torch import nn
+
+
+class ModelError(UserError):
+    """A model that cannot be built, or weights that do not belong to it."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,28 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Build:
+    """How a model is built: what its name leaves open."""
+
+    weights: str | None = None
+    """A file of weights, instead of the model's own."""
+    pretrained: bool = False
+    """The weights that the model's library downloads; the zoo's own models have theirs anyway."""
+    num_classes: int | None = None
+    """The number of outputs; None: the model's own."""
+
+
+PLAIN = Build()
+"""As the model's name alone says."""
+
+
+@dataclass(frozen=True)
 class ModelCard:
-    """A model of the zoo."""
+    """What is known of a model before it is built."""
 
     name: str
     dataset: str
+    """What it was trained on; empty for other people's models, which fit any dataset of their shape."""
     factory: str
     """`module:function`, imported when the model is built."""
     recipe: Recipe
@@ -70,12 +93,19 @@ class ModelCard:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     peer: str | None = None
     """The model that `bench run --attack all` shows this one's adversarial images to."""
+    shape: tuple[int, int, int] | None = None
+    """(C, H, W) of the images it takes; None: its dataset's, or where it has none, any that it can pass."""
+    classes: int | None = None
+    """Outputs of the weights that its library has for it."""
 
-    def build(self) -> nn.Module:
-        """The untrained network, initialised from torch's global generator."""
+    def build(self, **choices: Any) -> nn.Module:
+        """The network as its factory makes it; the zoo's own draw from torch's global generator.
+
+        `choices` go to the factory, beside the card's arguments.
+        """
         module, _, function = self.factory.partition(":")
         make: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
-        return make(**self.arguments)
+        return make(**self.arguments, **choices)
 
     def batch_norm_peer(self) -> str | None:
         """The zoo's model that is this one but for its batch norm."""

@@ -1,19 +1,20 @@
-"""Models by name: the zoo's own with their verified weights, and `file.py:factory` of the user's."""
+"""Models by name: the zoo's own with their verified weights, and those of `zoo.models.external`."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adversarial_bench.errors import UserError, unknown
+from adversarial_bench.errors import unknown
 from adversarial_bench.hashing import file_digest
-from zoo.cards import CARDS, ModelCard, Recipe
+from zoo.cards import CARDS, Build, ModelCard, ModelError, Recipe
+from zoo.datasets import describe
+from zoo.models import external
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,10 +26,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 _DEFAULTS = {
     each.name: each.default for each in dataclasses.fields(Recipe) if each.default is not dataclasses.MISSING
 }
-
-
-class ModelError(UserError):
-    """A model that cannot be built, or weights that do not belong to it."""
 
 
 def names(*, trained: bool = False) -> list[str]:
@@ -57,7 +54,7 @@ def smoothed(name: str) -> tuple[str, float | None]:
 
 
 def card(name: str) -> ModelCard:
-    """The card of a model, `file.py:factory` and `NAME+gaussianSIGMA` included.
+    """The card of a model: the zoo's, other people's (`zoo.models.external`), or `NAME+gaussianSIGMA`.
 
     Raises UnknownNameError with near names.
     """
@@ -76,9 +73,10 @@ def card(name: str) -> ModelCard:
         return CARDS[name]
     if name.startswith(PREFIX):
         return _planted_card(name)
-    path, _, function = name.rpartition(":")
-    if path.endswith(".py"):
-        return ModelCard(name, "mnist", name, Recipe(0, 0.0, 1), "your file", f"{function} of {path}")
+    if external.library_of(name):
+        return external.library_card(name)
+    if name.rpartition(":")[0].endswith(".py"):
+        return external.file_card(name)
     raise unknown("model", name, CARDS, "bench list models")
 
 
@@ -90,7 +88,30 @@ def _planted_card(name: str) -> ModelCard:
         raise unknown("planted model", name, [PREFIX + known for known in PLANTED], "bench audit --help")
     base, _, summary = PLANTED[short]
     made = f"{base}, with {summary}"
-    return replace(CARDS[base], name=name, factory=name, source="planted", summary=made, peer=base)
+    return replace(
+        CARDS[base],
+        name=name,
+        factory="zoo.planted:build",
+        arguments={"name": short},
+        source="planted",
+        summary=made,
+        peer=base,
+    )
+
+
+def takes(name: str, pretrained: bool = False) -> tuple[tuple[int, int, int] | None, int | None]:
+    """(C, H, W) of the images that a model takes, and its number of outputs; None where any will do."""
+    chosen = card(name)
+    if chosen.dataset:
+        own = describe(chosen.dataset)
+        return own.shape, own.classes
+    return chosen.shape, chosen.classes if pretrained else None
+
+
+def untrained(name: str, build: Build) -> bool:
+    """Are the model's weights random, none having been asked for? Of a user's file nobody can tell."""
+    library = external.library_of(smoothed(name)[0])
+    return library is not None and build.weights is None and not build.pretrained
 
 
 def manifest(name: str) -> dict[str, Any]:
@@ -106,72 +127,70 @@ def manifest(name: str) -> dict[str, Any]:
     return found
 
 
-def _user_model(name: str) -> nn.Module:
-    from torch import nn
-
-    path, _, function = name.rpartition(":")
-    if not Path(path).is_file():
-        raise ModelError(f"no file {path} for the model {name}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        model = getattr(module, function)()
-    except Exception as error:
-        raise ModelError(f"the model {name} cannot be built: {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model
-
-
-def load(name: str, *, weights: str | Path | None = None, device: str = "cpu") -> nn.Module:
+def load(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    device: str = "cpu",
+) -> nn.Module:
     """The model called `name` in eval mode: images (B, C, H, W) in [0, 1] to logits (B, K).
 
-    The zoo's weights are checked against their manifest's SHA-256. `weights` is a safetensors file to
-    use instead. Raises ModelError for weights that are missing, damaged or of another shape.
-    `NAME+gaussianSIGMA` is the model NAME under noise, `zoo.models.smoothing.Gaussian`.
+    The zoo's weights are checked against their manifest's SHA-256. `weights` is a file of them to use
+    instead, safetensors or a state dict of torch.save. `pretrained` and `num_classes` are for other people's
+    models: see `zoo.models.external`. Raises ModelError for weights that are missing, damaged or of another
+    shape. `NAME+gaussianSIGMA` is the model NAME under noise, `zoo.models.smoothing.Gaussian`.
     """
+    build = Build(None if weights is None else str(weights), pretrained, num_classes)
+    return _load(name, build).to(device).eval()
+
+
+def _load(name: str, build: Build) -> nn.Module:
     base, sigma = smoothed(name)
     if sigma is not None:
         from zoo.models.smoothing import Gaussian
 
-        return Gaussian(load(base, weights=weights, device=device), sigma).eval()
+        return Gaussian(_load(base, build), sigma)
     chosen = card(name)
-    own = name in CARDS
-    path = Path(weights) if weights is not None else WEIGHTS / f"{name}.safetensors" if own else None
-    expected = manifest(name)["sha256"] if own and weights is None else None
-    if path is not None and not path.is_file():
-        raise ModelError(f"no weights file {path}")
-    if expected is not None and path is not None:
-        found = file_digest(path)
-        if found != expected:
-            raise ModelError(
-                f"{path} is damaged: sha256 {found[:12]}…, its manifest says {expected[:12]}…; install again"
-            )
-    if name.startswith(PREFIX):
-        from zoo.planted import build
-
-        model = build(name.removeprefix(PREFIX))
+    if build.pretrained and build.weights is not None:
+        raise ModelError("--pretrained and --weights are two sources of weights; choose one")
+    _, outputs = takes(name, build.pretrained)
+    if outputs is not None and build.num_classes not in (None, outputs):
+        raise ModelError(f"{name} has {outputs} outputs, not {build.num_classes}; leave out --num-classes")
+    if chosen.dataset:
+        model = chosen.build()
     else:
-        model = chosen.build() if own else _user_model(name)
-    if path is not None:
-        _load_weights(model, path, name)
-    return model.to(device).eval()
+        model = chosen.build(pretrained=build.pretrained, num_classes=build.num_classes)
+    if build.weights is not None:
+        _load_weights(model, Path(build.weights), name)
+    elif name in CARDS:
+        _load_weights(model, _shipped(name), name)
+    return model
+
+
+def _shipped(name: str) -> Path:
+    """The file of a model's shipped weights, whole."""
+    path, expected = WEIGHTS / f"{name}.safetensors", manifest(name)["sha256"]
+    if not path.is_file():
+        raise ModelError(f"no weights file {path}")
+    found = file_digest(path)
+    if found != expected:
+        raise ModelError(
+            f"{path} is damaged: sha256 {found[:12]}…, its manifest says {expected[:12]}…; install again"
+        )
+    return path
 
 
 def _load_weights(model: nn.Module, path: Path, name: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from zoo.models.layers import Scaled
 
+    state = external.read_weights(path)
     try:
-        model.load_state_dict(load_file(path), strict=True)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
+        (model.net if isinstance(model, Scaled) else model).load_state_dict(state, strict=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
-        raise ModelError(f"{path} does not fit {name}: {first[0].strip()}") from error
+        raise ModelError(f"{path} does not fit {name}: {first[0].strip()[:300]}") from error
 
 
 def fingerprint(model: nn.Module) -> str:

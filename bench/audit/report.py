@@ -16,10 +16,11 @@ from bench.audit import verdicts
 from bench.audit.checks import Check, Colour, facts_of, judge, randomised, remedy, worst
 from bench.audit.probes import Probed, probe
 from bench.audit.subject import STEPS, Evidence, Subject
-from bench.plan import check_samples, slice_ids
+from bench.plan import check_samples, settle, slice_ids
 from bench.render.table import Table
 from bench.runner import averaged, load_data, load_model
 from bench.session import Progress, perform
+from zoo import PLAIN, Build
 from zoo.registry import PREFIX, fingerprint
 
 AS_IT_IS = Subject()
@@ -94,7 +95,8 @@ def audit(
     eps: float | None = None,
     samples: int = 500,
     subject: Subject = AS_IT_IS,
-    weights: str | None = None,
+    dataset: str | None = None,
+    build: Build = PLAIN,
     source: str | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -105,33 +107,32 @@ def audit(
     """Audits a model's gradient in the Linf ball, and where it misleads, again with the remedy.
 
     Everything is stored under `results/audits`: the attacks as runs of their own, the verdict as JSON.
-    `source` is the network whose images are shown to the model; none is where the zoo has no other that was
-    trained on its dataset. Raises UserError for what cannot be meant,
+    `source` is the network whose images are shown to the model; none is where it has weights of its own, or
+    the zoo no other that was trained on the dataset. Raises UserError for what cannot be meant,
     and AuditError for a model that has none of the samples right.
     """
-    card = zoo.card(model)
-    dataset = zoo.describe(card.dataset)
-    check_samples(dataset, samples)
-    eps = dataset.eps["linf"] if eps is None else eps
-    source = source or card.peer or _like(model, card.dataset)
-    net = load_model(model, weights, device)
-    found = Audit(model, fingerprint(net), card.dataset, "linf", eps, samples, seed)
+    described, build = settle([model], dataset, build)
+    check_samples(described, samples)
+    eps = described.eps["linf"] if eps is None else eps
+    source = source or zoo.card(model).peer or _like(model, described.name)
+    net = load_model(model, build, device)
+    found = Audit(model, fingerprint(net), described.name, "linf", eps, samples, seed)
     rest = {"seed": seed, "device": device, "batch_size": batch_size}
     store = results / "audits"
     current: Subject | None = subject
     while current is not None:
         evidence = Evidence(current, eps)
-        probed = _probe(model, weights, device, current, eps, found, batch_size)
+        probed = _probe(model, build, device, current, eps, found, batch_size)
         light = randomised(probed, current, samples)
         if light.colour == "red":
             # Without averaging there is no figure to audit: say so, and average.
             checks = [light]
         else:
-            asked = evidence.spec(model, card.dataset, samples, weights=weights, **rest)
+            asked = evidence.spec(model, described.name, samples, **vars(build), **rest)
             run = perform(asked, store, workers, progress)
             shown = None
-            if weights is None and source is not None:
-                asked = evidence.transfer(model, source, card.dataset, samples, **rest)
+            if build.weights is None and source is not None:
+                asked = evidence.transfer(model, source, described.name, samples, **vars(build), **rest)
                 shown = perform(asked, store, workers, progress).transfer_rows
             checks = judge(facts_of(evidence, probed, run.attack_rows, shown, STEPS))
         found.rounds.append(Round(current, checks))
@@ -147,7 +148,7 @@ def _like(model: str, dataset: str) -> str | None:
 
 def _probe(
     name: str,
-    weights: str | None,
+    build: Build,
     device: str,
     subject: Subject,
     eps: float,
@@ -158,7 +159,7 @@ def _probe(
     ids = slice_ids(found.dataset, len(images), found.samples)
     chosen = torch.tensor(ids)
     x, y = images[chosen].to(device), labels[chosen].to(device)
-    net = averaged(name, weights, device, subject.eot)
+    net = averaged(name, build, device, subject.eot)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(found.seed, "audit", name))
         right = logits_of(net, x, batch_size).argmax(1) == y

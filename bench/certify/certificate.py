@@ -26,6 +26,7 @@ from bench.plan import shards, slice_ids
 from bench.runner import load_data, load_model
 from bench.spec import SCHEMA, RunSpec
 from bench.store import RunFolder, writing
+from zoo import Build
 from zoo.models.smoothing import Gaussian
 
 if TYPE_CHECKING:
@@ -187,11 +188,11 @@ def _joined(parts: Sequence[Certificate]) -> Certificate:
     return replace(parts[0], rows=pd.concat(rows, ignore_index=True)) if rows else parts[0]
 
 
-def _compute(shard: _Shard, weights: str | None, done: Done) -> Certificate:
+def _compute(shard: _Shard, build: Build, done: Done) -> Certificate:
     images, labels = load_data(shard.dataset)
     chosen = torch.tensor(shard.ids)
     return certified_rows(
-        load_model(shard.model, weights, shard.device),
+        load_model(shard.model, build, shard.device),
         images[chosen].to(shard.device),
         labels[chosen].to(shard.device),
         shard.ids,
@@ -245,7 +246,7 @@ def certify_run(
                 part = _found(folder, shard)
                 if part is None:
                     with one_thread():
-                        part = _compute(shard, spec.weights, done)
+                        part = _compute(shard, spec.build_of(model), done)
                     _write(folder, shard, part)
                 else:
                     done(len(shard.ids))

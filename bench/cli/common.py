@@ -55,6 +55,20 @@ eot_option = click.option(
     show_default=True,
     help="Draws that a randomised model is averaged over, in attack and verdict.",
 )
+weights_option = click.option(
+    "--weights",
+    type=click.Path(),
+    help="A file of weights for the model: safetensors, or a state dict of torch.save.",
+)
+build_options = options(
+    click.option("--pretrained", is_flag=True, help="Download the weights of timm: and torchvision: models."),
+    click.option(
+        "--num-classes",
+        type=click.IntRange(1),
+        help="Outputs of timm:, torchvision: and file.py: models.  [default: the dataset's classes]",
+    ),
+    click.option("--dataset", help="The dataset.  [default: the model's own, else mnist]"),
+)
 workers_option = click.option(
     "--workers",
     type=click.IntRange(1),
@@ -65,7 +79,7 @@ workers_option = click.option(
 def slice_options(samples: int) -> Callable[[F], F]:
     """What `run` and `transfer` both take, with this default number of samples."""
     return options(
-        click.option("--dataset", default=None, help="The dataset.  [default: the model's own]"),
+        build_options,
         click.option(
             "--samples", type=int, default=samples, show_default=True, help="Test images to attack."
         ),

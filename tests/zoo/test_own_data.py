@@ -186,7 +186,7 @@ def test_a_run_on_own_data_is_stored_gone_on_with_and_verified(cli: Callable[...
     assert "must be from 1 to 30" in cli(*words[:-1], "31").complaint
 
 
-def test_the_command_line_says_what_it_does_to_images(
+def test_the_command_line_refuses_a_grey_network_for_colours(
     cli: Callable[..., Answer], tree: Path, own: str
 ) -> None:
     listed = cli("data", "verify", own, "--json")
@@ -203,6 +203,4 @@ def test_the_command_line_says_what_it_does_to_images(
         "9",
     )
     assert answer.code == 2
-    note, complaint = answer.err.strip().splitlines()
-    assert note == "12 of 12 images are resized and centre-cropped to 28×28"
-    assert "fails on images (9, 3, 28, 28)" in complaint
+    assert "mnist_bnn takes images of 1×28×28, and imagefolder:" in answer.complaint

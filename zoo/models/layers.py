@@ -24,3 +24,12 @@ class Standardize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+class Scaled(nn.Sequential):
+    """Somebody else's network behind the input scaling that it was trained with."""
+
+    def __init__(self, scale: Standardize, net: nn.Module) -> None:
+        super().__init__()
+        self.scale = scale
+        self.net = net

@@ -10,6 +10,7 @@ import click
 
 from attacks.core import LOSS_NAMES, SURROGATES
 from bench.cli.common import (
+    build_options,
     device_of,
     device_option,
     eot_option,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 )
 @eot_option
 @weights_option
+@build_options
 @click.option("--source", help="The network whose images are shown to the model.  [default: its peer]")
 @click.option("--strict", is_flag=True, help="End with 1 where the last verdict is red.")
 @workers_option
@@ -61,6 +63,9 @@ def command(
     surrogate: str,
     eot: int,
     weights: str | None,
+    pretrained: bool,
+    num_classes: int | None,
+    dataset: str | None,
     source: str | None,
     strict: bool,
     workers: int | None,
@@ -81,15 +86,20 @@ def command(
     from attacks.registry import parse_number
     from bench.audit import report
     from bench.audit.subject import Subject
+    from zoo import Build
 
     if planted == bool(models):
         raise UserError("name a model to audit, or --planted: bench audit mnist_bnn")
+    if weights is not None and len(models) != 1:
+        raise UserError("--weights goes with one model")
     device_of(device)
     radius = None if eps is None else check_eps(parse_number(eps))
     options: dict[str, Any] = {
         "eps": radius,
         "samples": samples,
         "subject": Subject(loss, surrogate, eot),
+        "dataset": dataset,
+        "build": Build(weights, pretrained, num_classes),
         "source": source,
         "seed": seed,
         "device": device,
@@ -99,7 +109,7 @@ def command(
     found = []
     for name in names:
         with progress_bar() as progress:
-            found.append(report.audit(name, results, weights=weights, progress=progress, **options))
+            found.append(report.audit(name, results, progress=progress, **options))
         if not as_json:
             show(report.tables(found[-1]))
             note("")

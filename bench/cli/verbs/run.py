@@ -33,7 +33,12 @@ SAMPLES = 200
 @click.command(
     epilog="Example:  bench run --model mnist_relu --attack 'ink*,native/pgd,foolbox/*' --eps 0.1,0.3"
 )
-@click.option("--model", "models", required=True, help="Models, by comma; also file.py:factory.")
+@click.option(
+    "--model",
+    "models",
+    required=True,
+    help="Models, by comma; also timm:NAME, torchvision:NAME, file.py:factory.",
+)
 @click.option(
     "--attack",
     "attacks",
@@ -83,6 +88,8 @@ def build_spec(
     *,
     weights: str | None,
     transfers: tuple[tuple[str, str], ...],
+    pretrained: bool,
+    num_classes: int | None,
     dataset: str | None,
     samples: int,
     eps: str | None,
@@ -98,21 +105,15 @@ def build_spec(
     **rest: Any,
 ) -> RunSpec:
     """The spec that a command line asks for. Raises UserError for what cannot be meant."""
-    import zoo
     from attacks.api import check_rule, default_batch
     from attacks.registry import select
+    from bench.plan import settle
     from bench.spec import RunSpec, SpecError, parse_eps, parse_parameters
+    from zoo import Build
 
     if not models:
         raise SpecError("--model names no model; `bench list models` shows them")
-    own = {zoo.card(name).dataset for name in models}
-    if dataset is None and len(own) > 1:
-        raise SpecError(
-            f"the models are of different datasets ({', '.join(sorted(own))}); choose with --dataset"
-        )
-    if weights is not None and len(models) > 1:
-        raise SpecError("--weights goes with one model")
-    described = zoo.describe(dataset or min(own), **_wanted(own))
+    described, build = settle(models, dataset, Build(weights, pretrained, num_classes))
     if targets is not None:
         check_rule(targets, described.classes)
     return RunSpec(
@@ -127,21 +128,13 @@ def build_spec(
         eot=eot,
         preset=preset,
         parameters=parse_parameters(list(params)),
-        weights=weights,
+        **vars(build),
         device=device,
         batch_size=batch_size or default_batch(device),
         transfers=transfers,
         certify=certify,
         command="bench " + " ".join(_quoted(word) for word in sys.argv[1:]),
     )
-
-
-def _wanted(datasets: set[str]) -> dict[str, Any]:
-    """What models that were trained on these datasets want of the user's own data."""
-    import zoo
-
-    found = {(d.shape[1:], d.classes) for d in map(zoo.describe, datasets)}
-    return dict(zip(("size", "classes"), found.pop())) if len(found) == 1 else {}
 
 
 def precise(spec: RunSpec, precision: float, results: Path, workers: int | None) -> RunSpec:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adversarial_bench.errors import UserError
-from bench.cli.common import json_option, note, progress_bar, results_option, show, show_json
+from bench.cli.common import (
+    build_options,
+    json_option,
+    note,
+    progress_bar,
+    results_option,
+    show,
+    show_json,
+    weights_option,
+)
+
+if TYPE_CHECKING:
+    from zoo import Build
 
 EXAMPLES = """\b
 Example:  bench verify latest
@@ -20,10 +32,10 @@ Example:  bench verify latest
 @click.command(epilog=EXAMPLES)
 @click.argument("what", metavar="RUN|FILE")
 @click.option("--model", help="For a file: the model that its images are shown to.")
-@click.option("--dataset", help="For a file: the dataset.  [default: the model's own]")
 @click.option("--eps", help="For a file: radii, 0.3 or 8/255 for Linf, l2=2 for other norms.")
 @click.option("--ink", is_flag=True, help="For a file: ink may be added, never erased.")
-@click.option("--weights", type=click.Path(), help="A safetensors file for the model.")
+@weights_option
+@build_options
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -45,6 +57,8 @@ def command(
     eps: str | None,
     ink: bool,
     weights: str | None,
+    pretrained: bool,
+    num_classes: int | None,
     batch_size: int,
     dtype: str | None,
     results: Path,
@@ -59,10 +73,20 @@ def command(
     FILE is a safetensors file: `images` (N, C, H, W) in [0, 1], and, if need be, `sample_id`, `label` and
     `target` (N,). It is judged as an attack's images are.
     """
+    from zoo import Build
+
     if Path(what).is_file() or what.endswith(".safetensors"):
-        _file(Path(what), model, dataset, eps, ink, weights, batch_size, dtype or "float32", as_json)
+        build = Build(weights, pretrained, num_classes)
+        _file(Path(what), model, dataset, eps, ink, build, batch_size, dtype or "float32", as_json)
         return
-    given = {"--model": model, "--dataset": dataset, "--eps": eps, "--ink": ink}
+    given = {
+        "--model": model,
+        "--dataset": dataset,
+        "--eps": eps,
+        "--ink": ink,
+        "--pretrained": pretrained,
+        "--num-classes": num_classes,
+    }
     for option, value in given.items():
         if value:
             raise UserError(f"{option} goes with a file of images, and {what} is none: a run has its own")
@@ -96,24 +120,24 @@ def _file(
     dataset: str | None,
     eps: str | None,
     ink: bool,
-    weights: str | None,
+    build: Build,
     batch_size: int,
     dtype: str,
     as_json: bool,
 ) -> None:
-    import zoo
     from bench import submission
+    from bench.plan import settle
     from bench.spec import SpecError
 
     if model is None:
         raise SpecError(f"--model is needed to verify {path}: which network are its images shown to?")
     if ink and eps is not None:
         raise SpecError("--ink and --eps are two threat models; choose one")
-    described = zoo.describe(dataset or zoo.card(model).dataset)
+    described, build = settle([model], dataset, build)
     threats = submission.threats(eps, ink)
     found = submission.read(path, described)
     verdict: Any = submission.judge(
-        found, described, model, threats, weights=weights, batch_size=batch_size, dtype=dtype
+        found, described, model, threats, build=build, batch_size=batch_size, dtype=dtype
     )
     if as_json:
         show_json(submission.document(verdict))
