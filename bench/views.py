@@ -254,18 +254,20 @@ def worst_table(
     rows: pd.DataFrame,
     radii: Radii,
     audited: Callable[[WorstCase], str],
+    model_flags: Mapping[str, Sequence[str]],
     certificates: Mapping[Threatened, Certificate] | None = None,
 ) -> Table:
     """One line per model and threat model; with certificates, a column of what they prove.
 
-    `audited` gives the audit's verdict on the model there.
+    `audited` gives the audit's verdict on the model there, `model_flags` what must be said of each model.
     """
     certificates = certificates or {}
     lines = []
     for case in worst_cases(rows, radii):
         proven = certificates.get((case.model, case.norm, case.eps))
         accuracy = proven.accuracy if proven is not None else None
-        flags = [f"{case.errors} attacks crashed"] if case.errors else []
+        flags = list(model_flags.get(case.model, []))
+        flags += [f"{case.errors} attacks crashed"] if case.errors else []
         if proven is not None:
             flags += [f"certified but broken: {len(proven.refuted)}"] if proven.refuted else []
             flags += [proven.reason] if proven.reason else []
@@ -373,7 +375,7 @@ def run_tables(run: Run) -> list[Table]:
         *(universal_table(found) for found in run.universal),
         *transfer_tables(run.transfer_rows),
         *filter(None, (price_table(rows, run.spec.eps),)),
-        worst_table(rows, run.spec.eps, run.audited, run.certificates),
+        worst_table(rows, run.spec.eps, run.audited, run.model_flags, run.certificates),
     ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatch
 from typing import Any
 
 import click
@@ -15,13 +17,19 @@ DETAILS = ("parameters", "presets", "source")
 
 @click.command(epilog="Example:  bench list attacks --tag decision --parameters")
 @click.argument("what", type=click.Choice(["all", "models", "attacks", "datasets"]), default="all")
+@click.argument("pattern", required=False)
 @click.option("--tag", help="Only attacks with this tag: gradient, score, decision, minimal, slow …")
 @click.option("--parameters", is_flag=True, help="Show each attack's parameters, presets and source.")
 @json_option
-def command(what: str, tag: str | None, parameters: bool, as_json: bool) -> None:
-    """List models, attacks and datasets."""
-    lists = {"models": _models, "attacks": lambda: _attacks(tag), "datasets": _datasets}
+def command(what: str, pattern: str | None, tag: str | None, parameters: bool, as_json: bool) -> None:
+    """List models, attacks and datasets.
+
+    PATTERN is a glob that names must match: `bench list models 'timm:resnet*'` lists timm's.
+    """
+    lists = {"models": lambda: _models(pattern), "attacks": lambda: _attacks(tag), "datasets": _datasets}
     tables = {name: make() for name, make in lists.items() if what in ("all", name)}
+    if pattern is not None:
+        tables = {name: _matching(table, pattern) for name, table in tables.items()}
     if as_json:
         show_json(
             {name: [dict(zip(table.columns, row)) for row in table.rows] for name, table in tables.items()}
@@ -33,24 +41,39 @@ def command(what: str, tag: str | None, parameters: bool, as_json: bool) -> None
     show(list(tables.values()))
 
 
-def _models() -> Table:
+def _matching(table: Table, pattern: str) -> Table:
+    from adversarial_bench.errors import unknown
+
+    rows = tuple(row for row in table.rows if fnmatch(row[0], pattern))
+    if not rows:
+        prefix, colon, _ = pattern.partition(":")
+        every = f"bench list {table.title} '{prefix}:*'" if colon else f"bench list {table.title}"
+        raise unknown("name", pattern, [row[0] for row in table.rows], every)
+    return replace(table, rows=rows)
+
+
+def _models(pattern: str | None) -> Table:
+    """The zoo's models, or those of the library that the pattern begins with."""
     import json
 
-    from zoo.cards import CARDS
+    import zoo
+    from zoo.models import external
     from zoo.registry import WEIGHTS
 
+    library = external.library_of(pattern or "")
     lines = []
-    for card in CARDS.values():
-        path = WEIGHTS / f"{card.name}.json"
-        accuracy = (
-            f"{100 * json.loads(path.read_text())['test_accuracy']:.2f}" if path.exists() else "not trained"
-        )
-        lines.append((card.name, card.dataset, accuracy, card.gradient, card.source, card.summary))
+    for name in external.names(library) if library else zoo.names():
+        card, path = zoo.card(name), WEIGHTS / f"{name}.json"
+        accuracy = "not trained" if card.dataset else "–"
+        if path.exists():
+            accuracy = f"{100 * json.loads(path.read_text())['test_accuracy']:.2f}"
+        lines.append((name, card.dataset or "any", accuracy, card.gradient, card.source, card.summary))
     columns = ("model", "dataset", "accuracy %", "gradient", "source", "what it is")
     left = frozenset(columns) - {"accuracy %"}
     note = (
-        "accuracy on all 10 000 test images; also file.py:factory, a network of your own, and "
-        "NAME+gaussian0.25, any network under noise"
+        "accuracy on all 10 000 test images; also file.py:factory, a network of your own, timm:NAME, "
+        "torchvision:NAME (listed by `bench list models 'timm:resnet*'`), and NAME+gaussian0.25, any network "
+        "under noise"
     )
     return Table("models", columns, tuple(lines), note, left)
 

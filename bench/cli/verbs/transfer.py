@@ -31,4 +31,7 @@ def command(models: str, attacks: str, as_json: bool, **rest: Any) -> None:
         show_json(views.document(run))
         return
     show(views.transfer_matrices(run.rows, chosen))
+    for model, flags in run.model_flags.items():
+        if flags:
+            note(f"{model}: {'; '.join(flags)}")
     note(f"\nstored in {run.folder.path}")
