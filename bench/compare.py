@@ -501,7 +501,7 @@ def compare(run: Run, couples: Sequence[tuple[str, str]], results: Path) -> Comp
 def _right(name: str, spec: RunSpec) -> pd.Series:
     """Of every test image by its id: does the model have it right?"""
     images, labels = load_data(spec.dataset)
-    model = averaged(name, None, spec.device, spec.eot)
+    model = averaged(name, spec.build_of(name), spec.device, spec.eot)
     with one_thread():
         logits = logits_of(model, images.to(spec.device), default_batch(spec.device))
     return pd.Series(read(logits)[0] == labels.numpy())
@@ -510,7 +510,7 @@ def _right(name: str, spec: RunSpec) -> pd.Series:
 def _costs(spec: RunSpec, manifests: Mapping[str, Mapping[str, Any]]) -> list[Cost]:
     images, _ = load_data(spec.dataset)
     timed = images[slice_ids(spec.dataset, len(images), TIMED)].to(spec.device)
-    nets = [averaged(name, None, spec.device, spec.eot) for name in spec.models]
+    nets = [averaged(name, spec.build_of(name), spec.device, spec.eot) for name in spec.models]
     with one_thread():
         seconds = measure_inference(nets, timed, PASSES)
     return [Cost(name, s, len(timed), manifests.get(name)) for name, s in zip(spec.models, seconds)]
@@ -520,7 +520,7 @@ def tables(found: Comparison) -> list[Table]:
     """Everything that `bench compare` prints as tables."""
     run = found.run
     return [
-        views.worst_table(run.attack_rows, run.spec.eps, run.audited),
+        views.worst_table(run.attack_rows, run.spec.eps, run.audited, run.model_flags),
         pair_table(found.pairs),
         *([breaker_table(found.breakers)] if found.breakers else []),
         cost_table(found.costs, run.spec.device),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from zoo import Build
+
 CURVE = 12
 """Lines of a training curve that are shown to people."""
 CLASSES = 20
@@ -114,11 +116,12 @@ def counts(found: Sequence[Layer]) -> dict[str, dict[str, int]]:
     }
 
 
-def describe(name: str, weights: str | None, eot: int, device: str) -> dict[str, Any]:
+def describe(name: str, build: Build, data: str | None, eot: int, device: str) -> dict[str, Any]:
     """What `bench show --json` prints of a model: schema 1.
 
     `test` is None where the dataset's test images are not there; `manifest` where no weights are shipped, or
-    others are used. Raises UserError for a model that cannot be built or judged.
+    others are used. `data` is the dataset's name, None for the model's own. Raises UserError for a model that
+    cannot be built or judged.
     """
     import torch
 
@@ -127,27 +130,29 @@ def describe(name: str, weights: str | None, eot: int, device: str) -> dict[str,
     from attacks.api import default_batch
     from attacks.models import logits_of
     from bench.judge import read
-    from bench.runner import averaged, check_model, load_data, load_model
+    from bench.plan import settle
+    from bench.runner import averaged, examine, load_data, load_model
+    from zoo.cards import ModelError
     from zoo.datasets import DataError
-    from zoo.registry import ModelError, fingerprint, manifest
+    from zoo.registry import fingerprint, manifest
 
     card = zoo.card(name)
-    dataset = zoo.describe(card.dataset)
-    network = load_model(name, weights, device)
+    dataset, build = settle([name], data, build)
+    network = load_model(name, build, device)
     shipped = None
-    if weights is None:
+    if build.weights is None:
         with suppress(ModelError):
             shipped = manifest(name)
-    model = averaged(name, weights, device, eot)
+    model = averaged(name, build, device, eot)
     tested = None
     try:
         images, labels = load_data(dataset.name)
     except DataError as error:
         black = torch.zeros(1, *dataset.shape, device=device)
-        flags = [*check_model(name, model, black, dataset.classes, eot), f"not tested: {error}"]
+        flags = [*examine(name, build, black, dataset.classes, device, eot), f"not tested: {error}"]
     else:
         images = images.to(device)
-        flags = check_model(name, model, images[:50], dataset.classes, eot)
+        flags = examine(name, build, images[:50], dataset.classes, device, eot)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("show", name))  # for a model that draws
             predicted, _ = read(logits_of(model, images, default_batch(device)))
@@ -160,7 +165,7 @@ def describe(name: str, weights: str | None, eot: int, device: str) -> dict[str,
         "source": card.source,
         "dataset": dataset.name,
         "shape": list(dataset.shape),
-        "sha256": file_digest(Path(weights)) if weights is not None else (shipped or {}).get("sha256"),
+        "sha256": file_digest(Path(build.weights)) if build.weights else (shipped or {}).get("sha256"),
         "fingerprint": fingerprint(network),
         "layers": [asdict(layer) for layer in found],
         "counts": counts(found),

@@ -33,7 +33,6 @@ def options(*chosen: Callable[[F], F]) -> Callable[[F], F]:
 
 
 model_argument = click.argument("model", required=False)
-weights_option = click.option("--weights", type=click.Path(), help="A safetensors file for the model.")
 results_option = click.option(
     "--results",
     type=click.Path(path_type=Path, file_okay=False),

@@ -20,7 +20,9 @@ from attacks.core import MADE, Result
 from attacks.models import logits_of
 from attacks.registry import get
 from bench.judge import read
-from bench.runner import averaged, check_model, load_data, load_model
+from bench.plan import settle
+from bench.runner import averaged, examine, load_data, load_model
+from zoo.cards import PLAIN
 
 SHOWN = 10
 """Classes, and so images, that a figure shows."""
@@ -56,7 +58,9 @@ class Study:
     """A model to draw."""
 
     name: str
-    weights: str | None = None
+    build: zoo.Build = PLAIN
+    data: str | None = None
+    """The dataset's name; None for the model's own."""
     eot: int = 1
     device: str = "cpu"
     seed: int = 0
@@ -75,25 +79,30 @@ class Study:
         return zoo.card(self.name)
 
     @cached_property
+    def _settled(self) -> tuple[zoo.Dataset, zoo.Build]:
+        return settle([self.name], self.data, self.build)
+
+    @property
     def dataset(self) -> zoo.Dataset:
-        return zoo.describe(self.card.dataset)
+        """What the model is shown. Raises SpecError where the two do not fit."""
+        return self._settled[0]
 
     @cached_property
     def network(self) -> nn.Module:
         """The network itself, whose layers are looked into."""
-        return load_model(self.name, self.weights, self.device)
+        return load_model(self.name, self._settled[1], self.device)
 
     @cached_property
     def model(self) -> nn.Module:
         """The model as it is judged: with `eot`, the mean over so many draws."""
-        return averaged(self.name, self.weights, self.device, self.eot)
+        return averaged(self.name, self._settled[1], self.device, self.eot)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Of the shipped weights. Raises UserError where the study is of others."""
         from zoo.registry import manifest
 
-        if self.weights is not None or self.name not in zoo.names():
+        if self.build.weights is not None or self.name not in zoo.names():
             raise UserError(f"no training of {self.name} with these weights was recorded")
         return manifest(self.name)
 
@@ -164,7 +173,7 @@ class Study:
     def check(self) -> None:
         """Raises UserError for a model that cannot be judged, and for a layer that it does not have."""
         black = torch.zeros(2, *self.dataset.shape, device=self.device)
-        check_model(self.name, self.model, black, self.dataset.classes, self.eot)
+        examine(self.name, self._settled[1], black, self.dataset.classes, self.device, self.eot)
         found = self.layers(nn.Conv2d, nn.Linear)
         if self.layer is not None and self.layer not in found:
             raise UserError(f"{self.name} has no layer {self.layer!r}; it has {', '.join(found)}")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -176,3 +177,19 @@ def test_lists_by_glob(cli: Cli) -> None:
     assert "timm:resnet10t" in cli("list", "models", "timm:resnt10t").complaint
     assert "timm:resnet*" in cli("list", "models").out
     assert zoo.names()[0] in cli("list", "models").out
+
+
+def test_show_and_figures_take_data_of_the_user(
+    cli: Cli, tmp_path: Path, mnist: tuple[Tensor, Tensor]
+) -> None:
+    file = tmp_path / "few.npz"
+    np.savez(file, images=mnist[0][:20].numpy(), labels=mnist[1][:20].numpy())
+    shown = cli("show", "mnist_relu", "--dataset", f"npz:{file}", "--json").json
+    assert shown["dataset"].startswith("npz:")
+    assert shown["test"]["accuracy"]["n"] == 20
+    words = ("mnist_relu", "--dataset", f"npz:{file}", "--only", "predictions", "--out", str(tmp_path / "f"))
+    drawn = cli("figures", *words)
+    assert drawn.code == 0, drawn.err
+    wrong = cli("show", "cifar_vgg", "--dataset", f"npz:{file}")
+    assert wrong.code == 2
+    assert "cifar_vgg takes images of 3×32×32" in wrong.complaint

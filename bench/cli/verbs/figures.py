@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bench.cli.common import (
+    build_options,
     device_of,
     device_option,
     eot_option,
@@ -69,6 +70,7 @@ COLOURS = {"black": 0.0, "grey": 0.5, "white": 1.0}
     "--colour", default="black", show_default=True, help="Of the patch: black, grey, white, or from 0 to 1."
 )
 @weights_option
+@build_options
 @eot_option
 @seed_option
 @device_option
@@ -86,6 +88,9 @@ def command(
     stride: int,
     colour: str,
     weights: str | None,
+    pretrained: bool,
+    num_classes: int | None,
+    dataset: str | None,
     eot: int,
     seed: int,
     device: str,
@@ -110,20 +115,23 @@ def command(
     import zoo
     from adversarial_bench.errors import UserError
     from bench.figures.study import Study
+    from bench.plan import settle
     from bench.render.figure import FORMATS
 
     kinds = _chosen("format", formats, FORMATS)
 
-    most = zoo.describe(zoo.card(name).dataset).classes
+    described, build = settle([name], dataset, zoo.Build(weights, pretrained, num_classes))
+    names = tuple(map(str, range(described.classes)))
     study = Study(
         name,
-        weights=weights,
+        build,
+        described.name,
         eot=eot,
         device=device_of(device),
         seed=seed,
         steps=steps,
         layer=layer,
-        classes=tuple(int(_chosen("class", c, tuple(map(str, range(most))))[0]) for c in classes.split(",")),
+        classes=tuple(int(_chosen("class", c, names)[0]) for c in classes.split(",")),
         patch=patch,
         stride=stride,
         colour=shade,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from bench.cli.common import (
+    build_options,
     device_of,
     device_option,
     eot_option,
@@ -20,10 +21,20 @@ from bench.cli.common import (
 @click.command(epilog="Example:  bench show mnist_cnn")
 @model_argument
 @weights_option
+@build_options
 @eot_option
 @device_option
 @json_option
-def command(model: str | None, weights: str | None, eot: int, device: str, as_json: bool) -> None:
+def command(
+    model: str | None,
+    weights: str | None,
+    pretrained: bool,
+    num_classes: int | None,
+    dataset: str | None,
+    eot: int,
+    device: str,
+    as_json: bool,
+) -> None:
     """Describe a model: layers, training, test accuracy.
 
     Accuracy, scores per class and the confusion matrix are measured now, on every test image; recipe and
@@ -32,8 +43,9 @@ def command(model: str | None, weights: str | None, eot: int, device: str, as_js
     name = named(model, "show")
 
     from bench.description import describe, tables
+    from zoo import Build
 
-    described = describe(name, weights, eot, device_of(device))
+    described = describe(name, Build(weights, pretrained, num_classes), dataset, eot, device_of(device))
     if as_json:
         show_json(described)
     else:
