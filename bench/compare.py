@@ -10,7 +10,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -283,14 +283,10 @@ def spread_of(found: Ratio) -> str:
 
 
 def recipe_of(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """How weights were made, flat: the network's arguments, and each field of the recipe in the manifest.
-
-    A field that an older manifest lacks has the default that it has had ever since.
-    """
+    """How weights were made, flat: the network's arguments, and each field of the recipe in the manifest."""
     card = zoo.card(name)
-    recipe = {f.name: manifest["recipe"].get(f.name, f.default) for f in fields(zoo.Recipe)}
     found: dict[str, Any] = {"network": card.factory.rpartition(":")[2]}
-    for key, value in {**card.arguments, **recipe}.items():
+    for key, value in {**card.arguments, **manifest["recipe"]}.items():
         if isinstance(value, Mapping):
             found.update({f"{key} {part}": setting for part, setting in value.items()})
         else:

@@ -29,7 +29,6 @@ from bench.compare import (
     pairs,
     points,
     recipe_findings,
-    recipe_of,
     training_table,
 )
 from bench.metrics import holm, paired_difference, rate
@@ -258,8 +257,6 @@ def test_recipes_show_what_differs_and_nothing_else() -> None:
     assert lines["epochs"] == ("10", "10", "20")
     assert not {"lr", "schedule", "seed", "network"} & set(lines)
     assert lines["test accuracy %"][0] == "99.3 [99.1–99.5]"
-    older = {**manifests["mnist_cnn"], "recipe": {"epochs": 1, "lr": 0.1, "batch_size": 2}}
-    assert recipe_of("mnist_cnn", older)["schedule"] == "constant", "a field that the manifest does not know"
 
 
 def test_the_same_figure_has_the_same_bytes(tmp_path: Path) -> None:
