@@ -21,10 +21,12 @@ from bench.render.table import Table
 from bench.runner import averaged, load_data, load_model
 from bench.session import Progress, perform
 from zoo import PLAIN, Build
+from zoo.datasets import here
 from zoo.registry import PREFIX, fingerprint
 
 AS_IT_IS = Subject()
 QUIET = Progress()
+SAMPLES = 500
 
 
 class AuditError(UserError):
@@ -93,7 +95,7 @@ def audit(
     results: Path,
     *,
     eps: float | None = None,
-    samples: int = 500,
+    samples: int | None = None,
     subject: Subject = AS_IT_IS,
     dataset: str | None = None,
     build: Build = PLAIN,
@@ -107,11 +109,13 @@ def audit(
     """Audits a model's gradient in the Linf ball, and where it misleads, again with the remedy.
 
     Everything is stored under `results/audits`: the attacks as runs of their own, the verdict as JSON.
-    `source` is the network whose images are shown to the model; none is where it has weights of its own, or
-    the zoo no other that was trained on the dataset. Raises UserError for what cannot be meant,
-    and AuditError for a model that has none of the samples right.
+    `samples` is 500 by default, or all where there are fewer. `source` is the network whose images are shown
+    to the model; none is where it has weights of its own, or the zoo no other that was trained on the
+    dataset. Raises UserError for what cannot be meant, and AuditError for a model that has none of the
+    samples right.
     """
     described, build = settle([model], dataset, build)
+    samples = min(SAMPLES, here(described)) if samples is None else samples
     check_samples(described, samples)
     eps = described.eps["linf"] if eps is None else eps
     source = source or zoo.card(model).peer or _like(model, described.name)

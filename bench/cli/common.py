@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from adversarial_bench.errors import UserError
 from bench.render.table import Table, as_text
 
 if TYPE_CHECKING:
     from bench.session import Progress
+    from zoo import Dataset
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,7 +82,11 @@ def slice_options(samples: int) -> Callable[[F], F]:
     return options(
         build_options,
         click.option(
-            "--samples", type=int, default=samples, show_default=True, help="Test images to attack."
+            "--samples",
+            type=int,
+            default=samples,
+            show_default=f"{samples}, or all where there are fewer",
+            help="Test images to attack.",
         ),
         click.option(
             "--eps",
@@ -115,6 +121,15 @@ def named(model: str | None, verb: str) -> str:
     if model is None:
         raise UserError(f"name a model, as in `bench {verb} mnist_cnn`; the zoo has {', '.join(names())}")
     return model
+
+
+def samples_of(samples: int, dataset: Dataset) -> int:
+    """How many test images: what was asked for, else the default or as many as are here."""
+    from zoo.datasets import here
+
+    if click.get_current_context().get_parameter_source("samples") is ParameterSource.DEFAULT:
+        return min(samples, here(dataset))
+    return samples
 
 
 def device_of(name: str) -> str:

@@ -85,7 +85,7 @@ def test_two_functions_of_a_file_show_each_other_images(cli: Cli, file: Path) ->
 
 @pytest.mark.usefixtures("libraries")
 def test_a_librarys_network_on_a_folder_of_images(cli: Cli, digits: str) -> None:
-    words = ("run", "--model", NET, "--dataset", digits, "--samples", "8", *QUICK)
+    words = ("run", "--model", NET, "--dataset", digits, *QUICK)
     found = cli(*words, "--json").json
     assert "random weights" in found["cells"][0]["flags"]
     assert found["cells"][0]["dataset"].startswith(f"{digits}@176x176#")

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1)
 @click.option("--planted", is_flag=True, help="Audit networks that hide their gradient, and honest ones.")
 @click.option("--eps", help="The Linf radius.  [default: the dataset's]")
-@click.option("--samples", type=click.IntRange(1), default=500, show_default=True, help="Test images.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    help="Test images.  [default: 500, or all where there are fewer]",
+)
 @click.option(
     "--loss", type=click.Choice(LOSS_NAMES), default="ce", help="The white-box attack's.  [default: ce]"
 )
@@ -58,7 +62,7 @@ def command(
     models: tuple[str, ...],
     planted: bool,
     eps: str | None,
-    samples: int,
+    samples: int | None,
     loss: str,
     surrogate: str,
     eot: int,
