@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,14 @@ def probe(
     return Probed(spread_of(passes), is_probabilities(passes[0]), stepped, *columns)
 
 
+@contextmanager
+def _same_draws(seeds: Tensor) -> Iterator[None]:
+    """Inside, a model that draws gives a batch what it gave it before: what differs is the images' doing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(seeds[0]))
+        yield
+
+
 def _batch(
     model: Callable[[Tensor], Tensor],
     shown: Callable[[Tensor], Tensor],
@@ -92,14 +101,15 @@ def _batch(
     def height(x: Tensor) -> Tensor:
         # What is measured is the model, and not the loss's own rounding: in float64, and for cross-entropy,
         # which rounds to 0 where the network is sure, the log-odds that it grows with.
-        seen = model(x).double()
+        with _same_draws(seeds):
+            seen = model(x).double()
         if subject.loss != "ce":
             return value(x, seen)
         own = seen.gather(1, labels[:, None])
         return (seen.scatter(1, labels[:, None], float("-inf")).logsumexp(1, keepdim=True) - own).squeeze(1)
 
     x = x0.clone().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), _same_draws(seeds):
         logits = shown(x)
         grad = torch.zeros_like(x0)
         if logits.requires_grad:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from attacks.models import Expectation
 from bench.audit import checks, report, verdicts
 from bench.audit.checks import Facts, judge, remedy, worst
 from bench.audit.probes import Probed, probe
@@ -200,6 +201,7 @@ def test_an_honest_network_passes_and_its_verdict_stands_beside_its_figures(cli:
 BACKWARDS = """
 import torch
 import zoo
+from attacks.models import Expectation
 
 class Backwards(torch.autograd.Function):
     @staticmethod
@@ -282,3 +284,17 @@ def test_bad_requests(cli: Cli, words: tuple[str, ...], complaint: str) -> None:
     answer = cli(*words)
     assert answer.code == 2
     assert complaint in answer.complaint
+
+
+def test_the_gradient_of_a_mean_over_draws_is_judged_on_the_same_draws(grey: Tensor) -> None:
+    class Noisy(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + 0.2 * torch.randn_like(x))
+
+    labels = Linear()(grey).argmax(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = probe(Expectation(Noisy(), 4), grey, labels, range(len(grey)), Subject(eot=4), 0.1, 16)
+    assert found.rises.all()
+    assert found.agrees.all(), "new draws at each look would drown what the images do"
+    assert found.spread > 1e-3
