@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.core import MADE
-from bench.audit.verdicts import stored, verdict_of
+from bench.audit.verdicts import nearest, stored, verdict_of
 from bench.metrics import DISTANCE, WorstCase, cell_metrics, threats, worst_case
 from bench.render.table import Table, as_markdown, number, percent
 from bench.store import RunFolder, StoreError, runs
@@ -41,6 +41,8 @@ class Standing:
     flags: tuple[str, ...]
     audit: str
     """Whether the model's gradient can be believed: see `bench.audit`."""
+    audited: str
+    """The command of that audit; empty for none."""
 
 
 def standings(results: Path) -> list[Standing]:
@@ -99,6 +101,7 @@ def _ranked(
                 if case.attacks < most:
                     flags.append(f"{most - case.attacks} attacks fewer than others")
             weights = document["fingerprints"][case.model]
+            audited = nearest(audits, weights, case.norm, case.eps)
             found.append(
                 Standing(
                     rank=1 + sum(other < score for other in scores),
@@ -109,6 +112,7 @@ def _ranked(
                     stamp=document["stamp"],
                     flags=tuple(flags),
                     audit=verdict_of(audits, weights, case.norm, case.eps),
+                    audited=audited.get("command", "") if audited else "",
                 )
             )
     return found
@@ -248,7 +252,7 @@ def _made_with(stamp: Mapping[str, Any]) -> str:
 
 def as_page(found: list[Standing]) -> str:
     """The leaderboards as one Markdown page, with the commands that rebuild it."""
-    commands = list(dict.fromkeys(s.command for s in found))
+    commands = dict.fromkeys([*(s.audited for s in found if s.audited), *(s.command for s in found)])
     head = [
         "# Leaderboards",
         "",

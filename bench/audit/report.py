@@ -64,6 +64,8 @@ class Audit:
     eps: float
     samples: int
     seed: int
+    command: str = ""
+    """That asked for it."""
     rounds: list[Round] = field(default_factory=list)
 
     @property
@@ -84,6 +86,7 @@ class Audit:
             "norm": self.norm,
             "eps": self.eps,
             "samples": self.samples,
+            "command": self.command,
             "seed": self.seed,
             "verdict": self.verdict,
             "rounds": [found.as_dict() for found in self.rounds],
@@ -94,6 +97,7 @@ def audit(
     model: str,
     results: Path,
     *,
+    command: str = "",
     eps: float | None = None,
     samples: int | None = None,
     subject: Subject = AS_IT_IS,
@@ -120,7 +124,7 @@ def audit(
     eps = described.eps["linf"] if eps is None else eps
     source = source or zoo.card(model).peer or _like(model, described.name)
     net = load_model(model, build, device)
-    found = Audit(model, fingerprint(net), described.name, "linf", eps, samples, seed)
+    found = Audit(model, fingerprint(net), described.name, "linf", eps, samples, seed, command)
     rest = {"seed": seed, "device": device, "batch_size": batch_size}
     store = results / "audits"
     current: Subject | None = subject

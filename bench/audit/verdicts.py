@@ -34,15 +34,19 @@ def stored(results: Path) -> Iterator[dict[str, Any]]:
             yield document
 
 
-def verdict_of(documents: list[dict[str, Any]], weights: str, norm: str, eps: float | None) -> str:
-    """The audit of a model at this radius, or at the nearest one, which is then named.
-
-    `weights` is the model's fingerprint. `not audited` where there is none.
-    """
+def nearest(
+    documents: list[dict[str, Any]], weights: str, norm: str, eps: float | None
+) -> dict[str, Any] | None:
+    """The audit of a model at this radius, or at the nearest one; `weights` is the model's fingerprint."""
     own = [d for d in documents if d["fingerprint"] == weights]
-    if not own:
+    return min(own, key=lambda d: (d["norm"] != norm, abs(d["eps"] - (eps or 0.0))), default=None)
+
+
+def verdict_of(documents: list[dict[str, Any]], weights: str, norm: str, eps: float | None) -> str:
+    """The verdict of `nearest`, whose radius is named where it is another; `not audited` for none."""
+    near = nearest(documents, weights, norm, eps)
+    if near is None:
         return NONE
-    near = min(own, key=lambda d: (d["norm"] != norm, abs(d["eps"] - (eps or 0.0))))
     if near["norm"] == norm and eps is not None and abs(near["eps"] - eps) < 1e-9:
         return str(near["verdict"])
     return f"{near['verdict']} (at {near['norm']} {near['eps']:g})"

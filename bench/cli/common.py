@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,6 +122,11 @@ def named(model: str | None, verb: str) -> str:
     if model is None:
         raise UserError(f"name a model, as in `bench {verb} mnist_cnn`; the zoo has {', '.join(names())}")
     return model
+
+
+def command_line() -> str:
+    """The command that is running, as it can be typed again."""
+    return f"bench {shlex.join(sys.argv[1:])}"
 
 
 def samples_of(samples: int, dataset: Dataset) -> int:

@@ -197,6 +197,11 @@ def test_an_honest_network_passes_and_its_verdict_stands_beside_its_figures(cli:
     assert cli(*words, "--json").json["worst_case"][0]["audit"] == stored[0]["verdict"]
     entries = cli("leaderboard", "--json").json["entries"]
     assert [e["audit"] for e in entries if e["model"] == "mnist_relu"] == [stored[0]["verdict"]]
+    # The tests' own process has another command line than a user's.
+    verdicts.write({**stored[0], "command": "bench audit mnist_relu"}, tmp_path / "results")
+    cli("leaderboard")
+    page = (tmp_path / "results" / "leaderboards" / "leaderboard.md").read_text()
+    assert "\nbench audit mnist_relu\nbench " in page
 
 
 BACKWARDS = """
@@ -263,7 +268,7 @@ def test_a_damaged_verdict_is_none(tmp_path: Path) -> None:
 def test_the_confusion_matrix_counts() -> None:
     def audited(model: str, colour: str) -> report.Audit:
         check = checks.Check("c", "s", "t", 1, colour, "source")  # type: ignore[arg-type]
-        return report.Audit(model, "", "mnist", "linf", 0.1, 1, 0, [report.Round(Subject(), [check])])
+        return report.Audit(model, "", "mnist", "linf", 0.1, 1, 0, rounds=[report.Round(Subject(), [check])])
 
     seen = (("planted:a", "red"), ("planted:b", "amber"), ("m", "amber"), ("n", "red"))
     found = [audited(*each) for each in seen]

@@ -11,6 +11,7 @@ import click
 from attacks.core import LOSS_NAMES, SURROGATES
 from bench.cli.common import (
     build_options,
+    command_line,
     device_of,
     device_option,
     eot_option,
@@ -99,6 +100,7 @@ def command(
     device_of(device)
     radius = None if eps is None else check_eps(parse_number(eps))
     options: dict[str, Any] = {
+        "command": command_line(),
         "eps": radius,
         "samples": samples,
         "subject": Subject(loss, surrogate, eot),

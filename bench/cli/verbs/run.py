@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from bench.cli.common import (
+    command_line,
     device_of,
     note,
     progress_bar,
@@ -134,7 +135,7 @@ def build_spec(
         batch_size=batch_size or default_batch(device),
         transfers=transfers,
         certify=certify,
-        command="bench " + " ".join(_quoted(word) for word in sys.argv[1:]),
+        command=command_line(),
     )
 
 
@@ -207,12 +208,6 @@ def _aimed(names: list[str], targets: str | None) -> tuple[str, ...]:
     if left_out:
         note(f"left out, having no targeted form: {', '.join(left_out)}")
     return tuple(aimed)
-
-
-def _quoted(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
 
 
 def perform(spec: RunSpec, results: Path, workers: int | None) -> Run:
