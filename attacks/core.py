@@ -22,7 +22,7 @@ CONFIDENT = 0.9
 
 
 LOSS_NAMES = ("ce", "margin", "dlr", "logit")
-"""What an attack's `loss` parameter names: see `attacks.objectives`."""
+"""The losses that the gradient at an image itself can be judged by: see `attacks.objectives`."""
 SURROGATES = ("own", "clip", "tanh", "poly", "identity")
 """Whose gradient stands at a network's thresholds: see `attacks.surrogates`."""
 
@@ -75,9 +75,12 @@ class Goal:
     classes: Tensor
     aim: Tensor | None = None
     """(B,) for an untargeted goal, the class that an objective may push towards; any wrong one will do."""
+    clean: Tensor | None = None
+    """(B, K) the original's logits, for an objective that compares with them."""
 
     def __getitem__(self, rows: Any) -> Goal:
-        return Goal(self.kind, self.classes[rows], None if self.aim is None else self.aim[rows])
+        aim, clean = (None if part is None else part[rows] for part in (self.aim, self.clean))
+        return Goal(self.kind, self.classes[rows], aim, clean)
 
     @property
     def made(self) -> bool:

@@ -59,14 +59,19 @@ def run(
 
 
 def _aimed(attack: Attack, model: Callable[[Tensor], Tensor], x0: Tensor, goal: Goal) -> Goal:
-    """The goal with the attack's aim: of the wrong classes, the one that the model finds `aim`-th likeliest.
+    """The goal with what the attack reads of the originals: their logits, and its aim.
 
-    Raises ParameterError where the model has no such class.
+    That is the wrong class that the model finds `aim`-th likeliest. Raises ParameterError where it has none.
     """
-    if not attack.aim or goal.sign > 0:
+    aims = attack.aim and goal.sign < 0
+    if not (aims or attack.objective.compares()):
         return goal
     with torch.no_grad():
-        logits = model(x0).scatter(1, goal.classes[:, None], float("-inf"))
+        clean = model(x0)
+    goal = replace(goal, clean=clean)
+    if not aims:
+        return goal
+    logits = clean.scatter(1, goal.classes[:, None], float("-inf"))
     if attack.aim >= logits.shape[1]:
         raise ParameterError(
             f"aim must be from 1 to {logits.shape[1] - 1}, the model's wrong classes; got {attack.aim}"

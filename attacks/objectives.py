@@ -24,6 +24,10 @@ class Objective:
         """The layers whose output the objective reads; `""` means the last convolution."""
         return ()
 
+    def compares(self) -> bool:
+        """Does it read the original's logits, `goal.clean`?"""
+        return False
+
     def __add__(self, other: Objective) -> Objective:
         return Sum(self, other)
 
@@ -47,6 +51,9 @@ class Sum(Objective):
     def layers(self) -> tuple[str, ...]:
         return self.first.layers() + self.second.layers()
 
+    def compares(self) -> bool:
+        return self.first.compares() or self.second.compares()
+
 
 @dataclass(frozen=True)
 class Scaled(Objective):
@@ -61,6 +68,9 @@ class Scaled(Objective):
     def layers(self) -> tuple[str, ...]:
         return self.term.layers()
 
+    def compares(self) -> bool:
+        return self.term.compares()
+
 
 @dataclass(frozen=True)
 class Negated(Objective):
@@ -73,6 +83,9 @@ class Negated(Objective):
 
     def layers(self) -> tuple[str, ...]:
         return self.term.layers()
+
+    def compares(self) -> bool:
+        return self.term.compares()
 
 
 def margin(view: View) -> Tensor:
@@ -118,6 +131,27 @@ class CrossEntropy(Objective):
     def __call__(self, view: View) -> Tensor:
         log_p = view.logits.log_softmax(1)
         return view.goal.sign * log_p.gather(1, view.goal.classes[:, None]).squeeze(1)
+
+
+@dataclass(frozen=True)
+class KL(Objective):
+    """KL(f(x0) ‖ f(x)) in nats: how far the prediction has moved, whatever the label.
+
+    At x0 its gradient is zero: it needs a random start. Source: Zhang et al. 2019, equation 5
+    (arXiv:1901.08573). Raises ParameterError for a class to reach.
+    """
+
+    def __call__(self, view: View) -> Tensor:
+        clean = view.goal.clean
+        if clean is None or view.goal.sign > 0:
+            raise ParameterError(
+                "the kl loss leaves the original's prediction and reaches no class; use loss=ce"
+            )
+        p = clean.log_softmax(1)
+        return (p.exp() * (p - view.logits.log_softmax(1))).sum(1)
+
+    def compares(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -204,5 +238,11 @@ class Feature(Objective):
         return (self.layer,)
 
 
-LOSSES: dict[str, Objective] = {"ce": CrossEntropy(), "margin": Margin(), "dlr": DLR(), "logit": Logit()}
+LOSSES: dict[str, Objective] = {
+    "ce": CrossEntropy(),
+    "margin": Margin(),
+    "dlr": DLR(),
+    "logit": Logit(),
+    "kl": KL(),
+}
 """The objectives that an attack's `loss` parameter names."""

@@ -61,7 +61,7 @@ def test_targeted_reaches_the_target(relu: nn.Module, mnist: tuple[Tensor, Tenso
         assert (relu(result.images).argmax(1) == targets).all(), name
 
 
-@pytest.mark.parametrize("name", ["pgd", "pgd_l2", "ink", "ink_binary", "noise", "mse_target"])
+@pytest.mark.parametrize("name", ["pgd", "pgd:loss=kl", "pgd_l2", "ink", "ink_binary", "noise", "mse_target"])
 def test_a_sample_does_not_depend_on_its_batch(name: str, grey: Tensor) -> None:
     model = Linear(classes=5)
     labels = model(grey).argmax(1)
@@ -240,6 +240,28 @@ def test_composed_objectives_add_and_scale(linear: Linear, grey: Tensor) -> None
         torch.testing.assert_close(away, -signed(View(grey, grey, linear(grey), goal)))
     reached = goal.reached(linear(grey))
     assert ((Margin()(View(grey, grey, linear(grey), goal)) > 0) == reached).all()
+
+
+def test_kl_leaves_the_originals_prediction_and_asks_for_no_label(linear: Linear, grey: Tensor) -> None:
+    from attacks.objectives import KL, SquaredNorm
+
+    p, q = linear(grey).softmax(1), linear(grey + 0.1).softmax(1)
+    goal = Goal("untargeted", linear(grey).argmax(1), clean=linear(grey))
+    view = View(grey + 0.1, grey, linear(grey + 0.1), goal)
+    expected = (p * (p / q).log()).sum(1)
+    torch.testing.assert_close(KL()(view), expected)
+    torch.testing.assert_close((2.0 * KL() - SquaredNorm(weight=0.0))(view), 2 * expected)
+    assert (2.0 * KL() - SquaredNorm()).compares()
+    settings = {"eps": 0.1, "steps": 5, "stop": "never", "keep": "last"}
+    found = attacks.run("pgd:loss=kl", linear, grey, goal.classes, **settings).images
+    # Two classes: the prediction moves most at a corner of the ball, towards either.
+    moved = (p * (p / linear(found).softmax(1)).log()).sum(1)
+    rows = linear.weights.detach()
+    corners = [grey + 0.1 * sign * (rows[1] - rows[0]).sign().view(1, 1, 4, 4) for sign in (1, -1)]
+    most = torch.stack([(p * (p / linear(corner).softmax(1)).log()).sum(1) for corner in corners])
+    assert torch.isclose(moved, most, rtol=1e-3).any(0).all()
+    with pytest.raises(ParameterError, match=r"kl loss .*use loss=ce"):
+        attacks.run("pgd:loss=kl", linear, grey, goal.classes, targets=1 - goal.classes, eps=0.1)
 
 
 def at(x: Tensor, grad: Tensor, size: float, k: int = 0) -> At:
