@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from attacks.core import Goal
 from attacks.registry import get
@@ -22,14 +22,13 @@ def perturbing(adversary: Adversary | None) -> Perturb | None:
     """
     if adversary is None:
         return None
-    entry = get(adversary.attack).configured(**adversary.parameters)
+    entry = get(adversary.attack)
+    entry.configured(**adversary.settings(adversary.ramp))
 
     def perturb(
-        model: nn.Module, images: Tensor, labels: Tensor, radius: float, seeds: Sequence[int]
+        model: nn.Module, images: Tensor, labels: Tensor, settings: Mapping[str, Any], seeds: Sequence[int]
     ) -> Tensor:
-        found = entry.configured(eps=radius).run(
-            model, images, Goal("untargeted", labels), seeds, len(images)
-        )
-        return found.images
+        goal = Goal("untargeted", labels)
+        return entry.configured(**settings).run(model, images, goal, seeds, len(images)).images
 
     return perturb

@@ -7,12 +7,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import zoo
+from bench.defences import perturbing
 from zoo.training import optimizer_of, train_epoch
 
 if TYPE_CHECKING:
@@ -74,14 +76,22 @@ def measure(
     cards = [zoo.card(name) for name in models]
     nets = [card.build() for card in cards]
     optimizers = [optimizer_of(card.recipe, net) for net, card in zip(nets, cards)]
+    perturbs = [perturbing(card.recipe.adversary) for card in cards]
+    # What a teacher says costs the same before it has learnt anything.
+    teachers = [card.build().eval() if card.recipe.distilled else None for card in cards]
     training: list[list[float]] = [[] for _ in models]
+
+    def epoch_of(i: int, rows: slice, epoch: int) -> None:
+        run = partial(train_epoch, nets[i], optimizers[i], cards[i].recipe, images[rows], labels[rows], epoch)
+        run(perturb=perturbs[i], teacher=teachers[i])
+
     few = slice(0, 10 * max(card.recipe.batch_size for card in cards))
-    for net, optimizer, card in zip(nets, optimizers, cards):
-        train_epoch(net, optimizer, card.recipe, images[few], labels[few], 0)
+    for i in range(len(nets)):
+        epoch_of(i, few, 0)
     for epoch in range(epochs):
         for i in _rotated(len(models), epoch):
             start = time.perf_counter()
-            train_epoch(nets[i], optimizers[i], cards[i].recipe, images, labels, epoch)
+            epoch_of(i, slice(None), epoch)
             training[i].append(time.perf_counter() - start)
             tick()
     inference = measure_inference(nets, images, passes, tick)

@@ -19,23 +19,32 @@ class ModelError(UserError):
 
 @dataclass(frozen=True)
 class Adversary:
-    """Whom a network is trained against: an attack on every batch, at a radius that grows at first."""
+    """Whom a network is trained against: an attack on every batch, whose reach grows at first."""
 
     attack: str
     """The full name; who trains hands it over as a function, since the zoo knows no attack."""
-    eps: float
+    eps: float | None = None
+    """In [0, 1] pixel units; None for an attack without a radius."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     ramp: int = 0
-    """Epochs over which the radius grows from 0 to `eps`: from the start, 0.3 teaches a small net nothing."""
+    """Epochs over which lengths grow from 0: at 0.3 from the start, a small net learns nothing."""
 
-    def radius(self, progress: float) -> float:
-        """The radius after `progress` epochs."""
-        return self.eps * min(1.0, progress / self.ramp) if self.ramp else self.eps
+    def settings(self, progress: float) -> dict[str, Any]:
+        """The attack's parameters after `progress` epochs: `eps` and `step_size` are lengths, and grow."""
+        share = min(1.0, progress / self.ramp) if self.ramp else 1.0
+        lengths = {} if self.eps is None else {"eps": self.eps}
+        return {
+            name: value * share if name in ("eps", "step_size") else value
+            for name, value in {**lengths, **self.parameters}.items()
+        }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are trained: cross-entropy, shuffled epochs, deterministic given the seed."""
+    """How weights are trained: cross-entropy, shuffled epochs, deterministic given the seed.
+
+    An image is mirrored, translated, made noisy and then attacked, each where the recipe says so.
+    """
 
     epochs: int
     lr: float
@@ -54,6 +63,22 @@ class Recipe:
     """The colour in [0, 1] that enters where an image is translated: one value, or one per channel."""
     steps: int | None = None
     """Batches of an epoch; None: a pass over the images."""
+    noise: float = 0.0
+    """Deviation, in [0, 1] pixel units, of Gaussian noise on each training image; it may leave [0, 1]."""
+    smoothing: float = 0.0
+    """Share of the label that is spread over all classes (Szegedy et al. 2016, §7, arXiv:1512.00567)."""
+    trades: float = 0.0
+    """beta of TRADES: cross-entropy on the images, and beta · KL(f(image) ‖ f(attacked image)).
+
+    Source: Zhang et al. 2019, equation 5 (arXiv:1901.08573). 0: cross-entropy on the attacked images.
+    """
+    temperature: float = 1.0
+    """What logits are divided by in training; the trained network is used without."""
+    distilled: bool = False
+    """Trained twice: a teacher on the labels, then the network on the teacher's softmax at `temperature`.
+
+    Source: Papernot et al. 2016 (arXiv:1511.04508).
+    """
 
     def batches(self, images: int) -> int:
         """The batches of an epoch, of `images` training images."""
@@ -119,7 +144,6 @@ class ModelCard:
 
 
 _PA2 = Recipe(epochs=10, lr=1e-3, batch_size=64, schedule="cosine")
-
 _CNN = ModelCard(
     "mnist_cnn",
     "mnist",
@@ -127,6 +151,25 @@ _CNN = ModelCard(
     _PA2,
     "PA2 §1",
     "CNN: two conv blocks with max-pooling, two fully connected layers",
+)
+_RELU = ModelCard(
+    "mnist_relu",
+    "mnist",
+    "zoo.models.mnist:relu",
+    Recipe(epochs=8, lr=1e-3, batch_size=128, schedule="cosine", shift=1),
+    "HW2 Table 2",
+    "five convolutions and two fully connected layers with ReLU",
+    peer="mnist_bnn",
+)
+_BNN = ModelCard(
+    "mnist_bnn",
+    "mnist",
+    "zoo.models.mnist:bnn",
+    Recipe(epochs=16, lr=1e-3, batch_size=128, schedule="cosine", shift=1),
+    "HW2 §2",
+    "mnist_relu with Sign activations: a binarised network",
+    gradient="straight-through",
+    peer="mnist_relu",
 )
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
@@ -139,8 +182,44 @@ _HW2 = Recipe(epochs=100, steps=100, batch_size=100, lr=1e-3, schedule="cosine")
 _FLIP = replace(_HW2, flip=True)
 # Zeros of padding after the normalisation are the mean colour before it.
 _CROP = replace(_FLIP, shift=4, fill=_CIFAR_MEAN)
+_CIFAR_CNN = {
+    name: ModelCard(
+        f"cifar_cnn@{name}",
+        "cifar10",
+        "zoo.models.cifar:cnn",
+        recipe,
+        "HW2 Table 1",
+        f"three convolutions with batch norm and average-pooling, two fully connected layers; {how}",
+        arguments=scaling,
+    )
+    for name, recipe, scaling, how in (
+        ("raw", _HW2, {}, "pixels as they are in [0, 1]"),
+        ("norm", _HW2, _NORM, "normalised pixels"),
+        ("flip", _FLIP, _NORM, "normalised pixels, trained with flips"),
+        ("crop", _CROP, _NORM, "normalised pixels, trained with flips and crops"),
+    )
+}
 
-_PGD_AT = Adversary("native/pgd", eps=0.35, parameters={"steps": 7, "stop": "never", "keep": "last"}, ramp=5)
+
+def _again(card: ModelCard, name: str, recipe: Recipe, source: str, how: str) -> ModelCard:
+    """`NETWORK@NAME`, a card's network by another recipe."""
+    network = card.name.partition("@")[0]
+    summary = f"{card.summary}; {how}" if "@" in card.name else f"{network}, {how}"
+    return replace(card, name=f"{network}@{name}", recipe=recipe, source=source, summary=summary)
+
+
+def _pgd(eps: float, steps: int, ramp: int, **parameters: Any) -> Adversary:
+    return Adversary("native/pgd", eps, {"steps": steps, **parameters, **_LAST}, ramp)
+
+
+_LAST = {"stop": "never", "keep": "last"}
+"""Of an adversary: every step is taken, and the network is trained on what the last one gives."""
+_MADRY = "Madry et al. 2018, arXiv:1706.06083"
+_AGAINST_PGD = "trained against PGD in the Linf ball"
+_AT = Recipe(epochs=20, lr=1e-3, batch_size=128, schedule="cosine")
+_FGSM = Adversary("native/fgsm", 0.3, {"random_start": True, "step_size": 1.25 * 0.3}, ramp=4)
+# Ink has no radius: a pixel can get what the steps add up to.
+_INK = Adversary("native/ink", None, {"steps": 5, "step_size": 0.1, **_LAST}, ramp=3)
 
 CARDS: dict[str, ModelCard] = {
     card.name: card
@@ -155,48 +234,60 @@ CARDS: dict[str, ModelCard] = {
             "mnist_cnn with batch norm after each max-pool",
             arguments={"batch_norm": True},
         ),
-        ModelCard(
-            "mnist_relu",
-            "mnist",
-            "zoo.models.mnist:relu",
-            Recipe(epochs=8, lr=1e-3, batch_size=128, schedule="cosine", shift=1),
-            "HW2 Table 2",
-            "five convolutions and two fully connected layers with ReLU",
-            peer="mnist_bnn",
-        ),
-        ModelCard(
-            "mnist_bnn",
-            "mnist",
-            "zoo.models.mnist:bnn",
-            Recipe(epochs=16, lr=1e-3, batch_size=128, schedule="cosine", shift=1),
-            "HW2 §2",
-            "mnist_relu with Sign activations: a binarised network",
-            gradient="straight-through",
-            peer="mnist_relu",
-        ),
-        replace(
+        _RELU,
+        _BNN,
+        _again(_CNN, "pgd_at", replace(_AT, adversary=_pgd(0.35, 7, ramp=5)), _MADRY, _AGAINST_PGD),
+        _again(
             _CNN,
-            name="mnist_cnn@pgd_at",
-            recipe=Recipe(epochs=20, lr=1e-3, batch_size=128, schedule="cosine", adversary=_PGD_AT),
-            source="Madry et al. 2018, arXiv:1706.06083",
-            summary="mnist_cnn, trained against PGD in the Linf ball",
+            "fgsm_at",
+            replace(_AT, adversary=_FGSM),
+            "Wong et al. 2020, arXiv:2001.03994",
+            "trained against one step of 1.25 eps from a random start in the Linf ball",
         ),
-        *(
-            ModelCard(
-                f"cifar_cnn@{name}",
-                "cifar10",
-                "zoo.models.cifar:cnn",
-                recipe,
-                "HW2 Table 1",
-                f"three convolutions with batch norm and average-pooling, two fully connected layers; {how}",
-                arguments=scaling,
-            )
-            for name, recipe, scaling, how in (
-                ("raw", _HW2, {}, "pixels as they are in [0, 1]"),
-                ("norm", _HW2, _NORM, "normalised pixels"),
-                ("flip", _FLIP, _NORM, "normalised pixels, trained with flips"),
-                ("crop", _CROP, _NORM, "normalised pixels, trained with flips and crops"),
-            )
+        _again(
+            _CNN,
+            "trades",
+            replace(_AT, epochs=10, trades=1.0, adversary=_pgd(0.3, 5, ramp=3, loss="kl")),
+            "Zhang et al. 2019, arXiv:1901.08573",
+            "trained to say of an attacked image what it says of the image",
+        ),
+        _again(
+            _CNN,
+            "ink_at",
+            replace(_AT, epochs=10, adversary=_INK),
+            "HW2 §3.1",
+            "trained against added ink",
+        ),
+        _again(
+            _CNN,
+            "smooth_labels",
+            replace(_PA2, smoothing=0.1),
+            "Szegedy et al. 2016, arXiv:1512.00567",
+            "trained on labels of which 0.1 is spread over all classes",
+        ),
+        _again(
+            _CNN,
+            "gaussian_aug",
+            replace(_PA2, noise=0.25),
+            "Cohen et al. 2019, arXiv:1902.02918",
+            "trained under Gaussian noise of deviation 0.25",
+        ),
+        _again(
+            _CNN,
+            "distilled",
+            replace(_PA2, temperature=100.0, distilled=True),
+            "Papernot et al. 2016, arXiv:1511.04508",
+            "trained at temperature 100 on a teacher's softmax and used at 1, which hides its gradient",
+        ),
+        _again(_RELU, "pgd_at", replace(_AT, epochs=8, adversary=_pgd(0.3, 3, ramp=3)), _MADRY, _AGAINST_PGD),
+        _again(_BNN, "pgd_at", replace(_AT, epochs=8, adversary=_pgd(0.15, 4, ramp=3)), _MADRY, _AGAINST_PGD),
+        *_CIFAR_CNN.values(),
+        _again(
+            _CIFAR_CNN["crop"],
+            "pgd_at",
+            replace(_CROP, adversary=_pgd(8 / 255, 7, ramp=0, step_size=2 / 255)),
+            _MADRY,
+            _AGAINST_PGD,
         ),
         ModelCard(
             "cifar_vgg",

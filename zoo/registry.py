@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adversarial_bench.errors import unknown
+from adversarial_bench.errors import UserError, unknown
 from adversarial_bench.hashing import file_digest
 from zoo.cards import CARDS, Build, ModelCard, ModelError, Recipe
 from zoo.datasets import describe
@@ -77,7 +77,17 @@ def card(name: str) -> ModelCard:
         return external.library_card(name)
     if name.rpartition(":")[0].endswith(".py"):
         return external.file_card(name)
-    raise unknown("model", name, CARDS, "bench list models")
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> UserError:
+    network, at, recipe = name.partition("@")
+    recipes = [other.removeprefix(f"{network}@") for other in CARDS if other.startswith(f"{network}@")]
+    if at and recipes:
+        return unknown(f"recipe of {network}", recipe, recipes)
+    if at and network in CARDS:
+        return ModelError(f"{network} has one recipe, its own: ask for {network}, without @{recipe}")
+    return unknown("model", name, CARDS, "bench list models")
 
 
 def _planted_card(name: str) -> ModelCard:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from adversarial_bench.files import write_whole
 from adversarial_bench.hashing import digest, file_digest, seed_of
 from zoo.cards import ModelCard, Recipe
 
-Perturb = Callable[[nn.Module, Tensor, Tensor, float, Sequence[int]], Tensor]
-"""(model, images, labels, radius, a seed per image) to the images that the model is trained on."""
+Perturb = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Any], Sequence[int]], Tensor]
+"""(model, images, labels, the attack's parameters, a seed per image) to the attacked images."""
 
 
 class TrainingError(UserError):
@@ -30,7 +31,11 @@ class TrainingError(UserError):
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the training curve. Losses are mean cross-entropy, accuracies in [0, 1]."""
+    """One line of the training curve. Accuracies are in [0, 1].
+
+    In training, loss and accuracy are the recipe's: on images as it changes or attacks them. In the test, the
+    loss is mean cross-entropy.
+    """
 
     epoch: int
     train_loss: float
@@ -78,6 +83,27 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return float(0.5 * recipe.lr * (1 + torch.cos(torch.tensor(torch.pi * step / steps))))
 
 
+def loss_of(recipe: Recipe, logits: Tensor, targets: Tensor, clean: Tensor | None = None) -> Tensor:
+    """The recipe's mean loss of a batch of logits (B, K).
+
+    `targets` are classes (B,) or probabilities (B, K). `clean` (B, K) are the logits of the images before the
+    adversary, for TRADES.
+    """
+    labelled = logits if clean is None else clean
+    loss = F.cross_entropy(labelled / recipe.temperature, targets, label_smoothing=recipe.smoothing)
+    if clean is None:
+        return loss
+    # As in the paper's code, the gradient flows through both predictions.
+    moved = F.kl_div(logits.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
+    return loss + recipe.trades * moved
+
+
+@torch.no_grad()
+def soft_labels(recipe: Recipe, teacher: nn.Module, images: Tensor) -> Tensor:
+    """(B, K): the softmax of a teacher in eval mode at the recipe's temperature."""
+    return (teacher(images) / recipe.temperature).softmax(1)
+
+
 def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -87,11 +113,13 @@ def train_epoch(
     epoch: int,
     tick: Callable[[], None] = lambda: None,
     perturb: Perturb | None = None,
+    teacher: nn.Module | None = None,
 ) -> tuple[float, float]:
     """One epoch over the shuffled images; returns the mean loss and accuracy seen on the way.
 
-    Shuffle, flips, shifts and the adversary's draws depend on (recipe seed, epoch) alone. `perturb` is the
-    recipe's adversary. Raises TrainingError on a loss that is not finite.
+    Shuffle, flips, shifts, noise and the adversary's draws depend on (recipe seed, epoch) alone. `perturb` is
+    the recipe's adversary; `teacher`, in eval mode, gives the labels. Raises TrainingError on a loss that is
+    not finite.
     """
     model.train()
     generator = torch.Generator().manual_seed(seed_of(recipe.seed, "epoch", epoch))
@@ -107,11 +135,17 @@ def train_epoch(
             x = flipped(x, generator)
         if recipe.shift:
             x = shifted(x, recipe.shift, generator, recipe.fill)
+        if recipe.noise:
+            x = x + recipe.noise * torch.randn(x.shape, generator=generator)
+        shown = x
         if perturb is not None and recipe.adversary is not None:
-            radius = recipe.adversary.radius(epoch + (i + 1) / len(batches))
-            x = perturb(model, x, y, radius, [seed_of(recipe.seed, epoch, j) for j in batch.tolist()])
-        logits = model(x)
-        loss = F.cross_entropy(logits, y)
+            settings = recipe.adversary.settings(epoch + (i + 1) / len(batches))
+            seeds = [seed_of(recipe.seed, epoch, j) for j in batch.tolist()]
+            shown = perturb(model, x, y, settings, seeds)
+        targets = y if teacher is None else soft_labels(recipe, teacher, x)
+        clean = model(x) if recipe.trades else None
+        logits = model(shown)
+        loss = loss_of(recipe, logits, targets, clean)
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss is {loss.item()} at epoch {epoch + 1}, step {i + 1}; lower the lr")
         optimizer.zero_grad()
@@ -145,52 +179,67 @@ def train(
     test_data: tuple[Tensor, Tensor],
     out: Path,
     tick: Callable[[], None] = lambda: None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_resume: Callable[[int], None] = lambda epoch: None,
+    on_epoch: Callable[[str, Epoch], None] = lambda name, epoch: None,
+    on_resume: Callable[[str, int], None] = lambda name, epochs: None,
     perturb: Perturb | None = None,
 ) -> dict[str, Any]:
     """Trains a card's network and writes `NAME.safetensors` and its manifest `NAME.json` into `out`.
 
-    A checkpoint after each epoch lets the same call continue where it was stopped. Returns the
-    manifest: sha256, recipe, curve, accuracy on the whole test split, versions. `perturb` attacks
-    each batch where the recipe has an adversary; raises TrainingError where it is missing.
+    A checkpoint after each epoch lets the same call continue where it was stopped; `on_epoch` and
+    `on_resume` are told the name of the network in training, `NAME` or its teacher's. Returns the
+    manifest: sha256, recipe, curve (a teacher's too), accuracy on the whole test split, versions. `perturb`
+    attacks each batch where the recipe has an adversary; raises TrainingError where it is missing, and on a
+    loss that is not finite, which leaves the checkpoint of the epoch before.
     """
     from safetensors.torch import save_file
 
     if recipe.adversary is not None and perturb is None:
         raise TrainingError(f"the recipe of {card.name} needs its adversary; `bench train` brings it")
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / f"{card.name}.checkpoint.pt"
-    identity = digest(card.name, recipe, len(train_data[0]))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(recipe.seed, "init", card.name))
-        model = card.build()
-    optimizer = optimizer_of(recipe, model)
-    curve: list[Epoch] = []
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["identity"] != identity:
-            raise TrainingError(f"{checkpoint} belongs to another recipe; delete it or choose another --out")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        curve = [Epoch(**epoch) for epoch in state["curve"]]
-        on_resume(len(curve))
-    for epoch in range(len(curve), recipe.epochs):
-        start = time.perf_counter()
+    checkpoints = []
+
+    def fit(name: str, teacher: nn.Module | None = None) -> tuple[nn.Module, list[Epoch]]:
+        checkpoint = out / f"{name}.checkpoint.pt"
+        checkpoints.append(checkpoint)
+        identity = digest(name, recipe, len(train_data[0]))
         with torch.random.fork_rng(devices=[]):
-            # For a network that draws, as dropout does.
-            torch.manual_seed(seed_of(recipe.seed, "network", epoch))
-            loss, accuracy = train_epoch(model, optimizer, recipe, *train_data, epoch, tick, perturb)
-        seconds = time.perf_counter() - start
-        curve.append(Epoch(epoch + 1, loss, accuracy, *evaluate(model, *test_data), seconds))
-        reached = {
-            "identity": identity,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "curve": [asdict(e) for e in curve],
-        }
-        write_whole(checkpoint, partial(torch.save, reached))
-        on_epoch(curve[-1])
+            torch.manual_seed(seed_of(recipe.seed, "init", name))
+            model = card.build()
+        optimizer = optimizer_of(recipe, model)
+        curve: list[Epoch] = []
+        if checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=True)
+            if state["identity"] != identity:
+                raise TrainingError(
+                    f"{checkpoint} belongs to another recipe; delete it or choose another --out"
+                )
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            curve = [Epoch(**epoch) for epoch in state["curve"]]
+            on_resume(name, len(curve))
+        for epoch in range(len(curve), recipe.epochs):
+            start = time.perf_counter()
+            with torch.random.fork_rng(devices=[]):
+                # For a network that draws, as dropout does.
+                torch.manual_seed(seed_of(recipe.seed, "network", epoch))
+                seen = train_epoch(model, optimizer, recipe, *train_data, epoch, tick, perturb, teacher)
+            seconds = time.perf_counter() - start
+            tested = evaluate(model, *test_data)
+            if not math.isfinite(tested[0]):
+                raise TrainingError(f"the test loss is {tested[0]} after epoch {epoch + 1}; lower the lr")
+            curve.append(Epoch(epoch + 1, *seen, *tested, seconds))
+            reached = {
+                "identity": identity,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "curve": [asdict(e) for e in curve],
+            }
+            write_whole(checkpoint, partial(torch.save, reached))
+            on_epoch(name, curve[-1])
+        return model.eval(), curve
+
+    taught = fit(f"{card.name}.teacher") if recipe.distilled else None
+    model, curve = fit(card.name, taught[0] if taught else None)
     weights = out / f"{card.name}.safetensors"
     write_whole(weights, lambda path: save_file(model.state_dict(), path))
     manifest = {
@@ -204,8 +253,11 @@ def train(
         "threads": torch.get_num_threads(),
         "curve": [asdict(epoch) for epoch in curve],
     }
+    if taught:
+        manifest["teacher_curve"] = [asdict(epoch) for epoch in taught[1]]
     write_whole(
         out / f"{card.name}.json", lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n")
     )
-    checkpoint.unlink(missing_ok=True)
+    for checkpoint in checkpoints:
+        checkpoint.unlink(missing_ok=True)
     return manifest

@@ -38,7 +38,9 @@ def test_list(cli: Cli) -> None:
     found = cli("list", "--json").json
     assert {row["model"] for row in found["models"]} == set(zoo.names())
     accuracy = {row["model"]: row["accuracy %"] for row in found["models"]}
-    assert all(float(a) >= (98.0 if "@" in m else 99.0) for m, a in accuracy.items() if "mnist" in m)
+    # A defence may cost accuracy.
+    least = {m: 90.0 if "@" in m else 99.0 for m in zoo.names(trained=True) if "mnist" in m}
+    assert all(float(accuracy[m]) >= a for m, a in least.items())
     assert {m for m, a in accuracy.items() if a == "not trained"} == set(zoo.names()) - set(
         zoo.names(trained=True)
     )
@@ -156,3 +158,11 @@ def test_timing_alternates_the_models(mnist: tuple[object, object]) -> None:
     assert [t.model for t in found] == ["mnist_cnn", "mnist_cnn_bn"]
     assert all(len(t.training) == 3 and min(t.training) > 0 for t in found)
     assert ratio((2.0, 6.0, 4.0), (1.0, 2.0, 2.0)).median == 2.0
+
+
+def test_an_adversary_is_part_of_an_epochs_time(mnist: tuple[object, object]) -> None:
+    images, labels = mnist
+    names = ["mnist_cnn", "mnist_cnn@pgd_at", "mnist_cnn@distilled"]
+    plain, attacked, taught = measure(names, images[:96], labels[:96], 3, 1)  # type: ignore[index]
+    assert min(attacked.training) > 3 * min(plain.training)
+    assert min(taught.training) > 1.1 * min(plain.training)

@@ -149,8 +149,9 @@ def test_sign_and_its_straight_through_gradient() -> None:
     assert x.grad.tolist() == [0, 3, 3, 3, 3, 3, 3, 0]
 
 
-# What the assignments report or ask for is 99 % on MNIST and, of cifar_vgg, 82.72 %.
+# What the assignments report or ask for is 99 % on MNIST and, of cifar_vgg, 82.72 %. Defences cost accuracy.
 LEAST = {"mnist": 0.99, "cifar10": 0.65}
+LEAST_DEFENDED = {"mnist": 0.9, "cifar10": 0.4}
 
 
 @pytest.mark.parametrize("name", zoo.names(trained=True))
@@ -167,7 +168,8 @@ def test_the_shipped_weights_reach_the_accuracy_of_their_manifest(name: str) -> 
     # all that is here, and 4.5 standard errors of theirs are 6 points.
     tolerance = 0.0003 if len(images) == 10_000 else 0.06
     assert abs(right / len(images) - recorded["test_accuracy"]) <= tolerance
-    assert recorded["test_accuracy"] >= LEAST[dataset]
+    defended = (dataset == "mnist" and "@" in name) or name == "cifar_cnn@pgd_at"
+    assert recorded["test_accuracy"] >= (LEAST_DEFENDED if defended else LEAST)[dataset]
     assert recorded["recipe"]["seed"] == 0
     assert len(recorded["curve"]) == recorded["recipe"]["epochs"] == zoo.card(name).recipe.epochs
 

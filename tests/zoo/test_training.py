@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +15,24 @@ from torch import Tensor, nn
 
 import bench
 import zoo
+from adversarial_bench.errors import UnknownNameError
 from adversarial_bench.hashing import file_digest
+from attacks.draws import uniform
 from bench.defences import perturbing
-from zoo.cards import Recipe
-from zoo.training import Epoch, TrainingError, flipped, learning_rate, optimizer_of, shifted, train
+from tests.conftest import Linear
+from zoo.cards import CARDS, Adversary, Recipe
+from zoo.training import (
+    Epoch,
+    TrainingError,
+    flipped,
+    learning_rate,
+    loss_of,
+    optimizer_of,
+    shifted,
+    soft_labels,
+    train,
+    train_epoch,
+)
 
 CARD = zoo.card("mnist_bnn")
 RECIPE = replace(CARD.recipe, epochs=3, batch_size=50)
@@ -31,17 +48,17 @@ def test_training_is_deterministic_and_resumes_to_the_same_weights(
 ) -> None:
     whole = train(CARD, RECIPE, few, few, tmp_path / "whole")
 
-    def stop(epoch: Epoch) -> None:
+    def stop(name: str, epoch: Epoch) -> None:
         if epoch.epoch == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(CARD, RECIPE, few, few, tmp_path / "parts", on_epoch=stop)
     assert not (tmp_path / "parts" / "mnist_bnn.safetensors").exists()
-    resumed: list[int] = []
+    resumed: list[tuple[str, int]] = []
     torch.manual_seed(99)
-    again = train(CARD, RECIPE, few, few, tmp_path / "parts", on_resume=resumed.append)
-    assert resumed == [2]
+    again = train(CARD, RECIPE, few, few, tmp_path / "parts", on_resume=lambda *at: resumed.append(at))
+    assert resumed == [("mnist_bnn", 2)]
     assert again["sha256"] == whole["sha256"] == file_digest(tmp_path / "whole" / "mnist_bnn.safetensors")
     assert [e["train_loss"] for e in again["curve"]] == [e["train_loss"] for e in whole["curve"]]
     assert not list((tmp_path / "parts").glob("*.checkpoint.pt"))
@@ -58,7 +75,7 @@ def test_training_learns(few: tuple[Tensor, Tensor], tmp_path: Path) -> None:
 
 
 def test_another_recipes_checkpoint_is_refused(few: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    def stop(epoch: Epoch) -> None:
+    def stop(name: str, epoch: Epoch) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -71,6 +88,23 @@ def test_a_diverging_loss_is_named(few: tuple[Tensor, Tensor], tmp_path: Path) -
     card = zoo.card("mnist_cnn")
     with pytest.raises(TrainingError, match="epoch 1, step"):
         train(card, replace(card.recipe, lr=1e30, epochs=1), few, few, tmp_path)
+
+
+@pytest.mark.parametrize(("lr", "reached"), [(1e30, 0), (1e4, 2)])
+def test_a_diverging_loss_leaves_the_last_good_checkpoint(
+    lr: float, reached: int, few: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    card = zoo.card("mnist_cnn")
+    few = few[0][:100], few[1][:100]
+    # One step an epoch: the weights are lost in the step, and nobody looks at them but the test.
+    recipe = Recipe(epochs=9, lr=lr, batch_size=100, optimizer="sgd")
+    done: list[int] = []
+    with pytest.raises(TrainingError, match=rf"epoch {reached + 1}\b.*lower the lr"):
+        train(card, recipe, few, few, tmp_path, on_epoch=lambda name, epoch: done.append(epoch.epoch))
+    assert done == list(range(1, reached + 1))
+    kept = [torch.load(file, weights_only=True) for file in tmp_path.iterdir()]
+    assert [len(state["curve"]) for state in kept] == [reached] * bool(reached)
+    assert all(weight.isfinite().all() for state in kept for weight in state["model"].values())
 
 
 def test_shifts_move_whole_images() -> None:
@@ -140,7 +174,7 @@ def test_the_cifar_networks_learn_and_resume(name: str, tmp_path: Path) -> None:
     losses = [epoch["train_loss"] for epoch in whole["curve"]]
     assert losses[-1] < losses[0] - 0.02
 
-    def stop(epoch: Epoch) -> None:
+    def stop(name: str, epoch: Epoch) -> None:
         if epoch.epoch == 2:
             raise KeyboardInterrupt
 
@@ -182,11 +216,13 @@ def test_adversarial_training_is_deterministic_and_meets_its_adversary(
     attack = perturbing(adversary)
     assert attack is not None
 
-    def perturb(model: nn.Module, x: Tensor, y: Tensor, radius: float, seeds: Sequence[int]) -> Tensor:
+    def perturb(
+        model: nn.Module, x: Tensor, y: Tensor, settings: Mapping[str, Any], seeds: Sequence[int]
+    ) -> Tensor:
         assert model.training, "trained in train mode, attacked in eval mode"
-        moved = attack(model, x, y, radius, seeds)
-        assert (moved - x).abs().amax() <= radius + 1e-6
-        radii.append(radius)
+        moved = attack(model, x, y, settings, seeds)
+        assert (moved - x).abs().amax() <= settings["eps"] + 1e-6
+        radii.append(settings["eps"])
         return moved
 
     one = train(card, recipe, few, few, tmp_path / "one", perturb=perturb)
@@ -197,6 +233,160 @@ def test_adversarial_training_is_deterministic_and_meets_its_adversary(
     assert plain["sha256"] != one["sha256"]
     with pytest.raises(TrainingError, match="adversary"):
         train(card, recipe, few, few, tmp_path / "none")
+
+
+DEFENCES = [name for name in CARDS if "@" in name and (CARDS[name].dataset == "mnist" or "pgd_at" in name)]
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_every_defence_learns_and_resumes_to_the_same_bytes(name: str, tmp_path: Path) -> None:
+    card = zoo.card(name)
+    images, labels = (part[:96] for part in zoo.data(card.dataset))
+    adversary = card.recipe.adversary
+    if adversary is not None:
+        # At the full radius, a hundred images teach nothing.
+        adversary = replace(adversary, eps=adversary.eps and 0.02, ramp=0)
+    recipe = replace(card.recipe, epochs=2, batch_size=32, adversary=adversary)
+    few = (images, labels), (images[:32], labels[:32])
+    do = partial(train, card, recipe, *few, perturb=perturbing(adversary))
+    whole = do(tmp_path / "whole")
+    assert whole["curve"][1]["train_loss"] < whole["curve"][0]["train_loss"]
+    ticks: list[int] = []
+    last = 6 * (1 + recipe.distilled)
+
+    def kill() -> None:
+        ticks.append(1)
+        if len(ticks) == last - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do(tmp_path / "parts", tick=kill)
+    torch.manual_seed(99)
+    resumed: list[tuple[str, int]] = []
+    again = do(tmp_path / "parts", on_resume=lambda *at: resumed.append(at))
+    assert resumed == [(f"{name}.teacher", 2)] * recipe.distilled + [(name, 1)]
+    assert again["sha256"] == whole["sha256"], "the adversary's draws and the noise go on where they were"
+    left = sorted(file.name for file in (tmp_path / "parts").iterdir())
+    assert left == [f"{name}.json", f"{name}.safetensors"]
+
+
+def test_trades_is_its_formula() -> None:
+    recipe = Recipe(epochs=1, lr=0.1, batch_size=2, trades=2.0)
+    clean = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log().requires_grad_()
+    attacked = torch.tensor([[1.0, 1.0], [1.0, 1.0]]).log().requires_grad_()
+    # Probabilities (3/4, 1/4) against (1/2, 1/2) in the first row, the same in the second.
+    moved = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    labelled = -(math.log(0.75) + math.log(0.5)) / 2
+    loss = loss_of(recipe, attacked, torch.tensor([0, 1]), clean)
+    assert loss.item() == pytest.approx(labelled + 2.0 * moved / 2)
+    loss.backward()
+    # d KL(p ‖ q) / d logits: q - p of q's, p (log p/q - KL) of p's; beta 2 and the mean over 2 cancel.
+    assert attacked.grad is not None
+    assert clean.grad is not None
+    torch.testing.assert_close(attacked.grad[0], torch.tensor([-0.25, 0.25]))
+    of_p = torch.tensor([0.75 * (math.log(1.5) - moved), 0.25 * (math.log(0.5) - moved)])
+    torch.testing.assert_close(clean.grad[0], of_p + torch.tensor([-0.125, 0.125]))
+
+
+def test_smoothed_labels_are_torchs() -> None:
+    logits, labels = torch.randn(5, 10, generator=torch.Generator().manual_seed(0)), torch.arange(5)
+    loss = loss_of(zoo.card("mnist_cnn@smooth_labels").recipe, logits, labels)
+    torch.testing.assert_close(loss, nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels))
+    log_p = logits.log_softmax(1)
+    by_hand = -0.9 * log_p[torch.arange(5), labels] - 0.1 * log_p.mean(1)
+    torch.testing.assert_close(loss, by_hand.mean())
+
+
+def test_a_student_learns_its_teachers_softmax_at_the_temperature(grey: Tensor) -> None:
+    recipe = Recipe(epochs=1, lr=1.0, batch_size=24, optimizer="sgd", temperature=5.0, distilled=True)
+    teacher, student = Linear(classes=3, seed=1), Linear(classes=3)
+    before, taught = student.weights.detach().clone(), teacher.weights.detach().clone()
+    wrong = torch.zeros(24).long()
+    train_epoch(student, optimizer_of(recipe, student), recipe, grey, wrong, 0, teacher=teacher.eval())
+    x = grey.flatten(1)
+    p, t = ((x @ weights.T / 5).softmax(1) for weights in (before, taught))
+    torch.testing.assert_close(soft_labels(recipe, teacher, grey), t)
+    torch.testing.assert_close(student.weights.detach(), before - (p - t).T @ x / 24 / 5)
+    assert teacher.weights.grad is None
+
+
+def test_distillation_saturates_what_is_used_without_its_temperature(
+    few: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    card = zoo.card("mnist_cnn@distilled")
+    recipe = replace(card.recipe, epochs=6, lr=3e-3)
+    done: list[str] = []
+    found = train(card, recipe, few, few, tmp_path, on_epoch=lambda name, epoch: done.append(name))
+    assert done == [f"{card.name}.teacher"] * 6 + [card.name] * 6
+    assert [epoch["epoch"] for epoch in found["teacher_curve"]] == list(range(1, 7))
+    assert found["test_accuracy"] > 0.5
+    logits = zoo.load(card.name, weights=tmp_path / f"{card.name}.safetensors")(few[0]).detach()
+    used, trained = ((logits / t).softmax(1).amax(1).median() for t in (1, recipe.temperature))
+    assert used > 0.999
+    assert trained < 0.9
+
+
+def test_fgsm_at_steps_beyond_the_ball_from_a_random_start(linear: Linear, grey: Tensor) -> None:
+    adversary = zoo.card("mnist_cnn@fgsm_at").recipe.adversary
+    assert adversary is not None
+    attack = perturbing(replace(adversary, eps=0.1, parameters={**adversary.parameters, "step_size": 0.125}))
+    assert attack is not None
+    labels, seeds = linear(grey).argmax(1), list(range(24))
+    settings = adversary.settings(100)
+    assert settings["step_size"] == pytest.approx(1.25 * settings["eps"])
+    moved = attack(linear, grey, labels, {**settings, "eps": 0.1, "step_size": 0.125}, seeds)
+    rows = linear.weights.detach()
+    away = (rows[1 - labels] - rows[labels]).sign().view_as(grey)
+    start = 0.1 * (2 * uniform(grey, seeds) - 1)
+    expected = grey + (start + 0.125 * away).clamp(-0.1, 0.1)
+    torch.testing.assert_close(moved, expected)
+    assert (moved - grey).abs().amin() < 0.05, "some starts are out of a step's reach of the border"
+
+
+def test_lengths_grow_together() -> None:
+    adversary = Adversary("native/pgd", 0.3, {"steps": 7, "step_size": 0.06}, ramp=4)
+    assert adversary.settings(1) == pytest.approx({"eps": 0.075, "steps": 7, "step_size": 0.015})
+    assert adversary.settings(9) == {"eps": 0.3, "steps": 7, "step_size": 0.06}
+    assert Adversary("native/ink", None, {"step_size": 0.1}).settings(0.1) == {"step_size": 0.1}
+
+
+def test_noise_is_of_the_recipes_deviation_and_of_the_epochs_seed() -> None:
+    seen: list[Tensor] = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    recipe = replace(zoo.card("mnist_cnn@gaussian_aug").recipe, batch_size=50)
+    images = torch.full((50, 1, 28, 28), 0.5)
+    for epoch in (0, 0, 1):
+        train_epoch(model, optimizer_of(recipe, model), recipe, images, torch.zeros(50).long(), epoch)
+    assert (seen[0] - 0.5).std().item() == pytest.approx(0.25, rel=0.01)
+    assert seen[0].amin() < 0, "smoothing does not cut noise to [0, 1] either"
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.isclose(seen[0], seen[2]).all()
+
+
+@pytest.mark.parametrize(("trades", "passes"), [(0.0, 1), (1.0, 2)])
+def test_attacks_of_a_batch_leave_its_statistics_alone(trades: float, passes: int) -> None:
+    card = zoo.card("cifar_cnn@pgd_at")
+    model = card.build()
+    adversary = replace(card.recipe.adversary, parameters={**card.recipe.adversary.parameters, "loss": "kl"})
+    recipe = replace(card.recipe, batch_size=8, steps=2, adversary=adversary, trades=trades)
+    images, labels = (part[:16] for part in zoo.data("cifar10"))
+    train_epoch(model, optimizer_of(recipe, model), recipe, images, labels, 0, perturb=perturbing(adversary))
+    norms = [layer for layer in model if isinstance(layer, nn.BatchNorm2d)]
+    assert {int(layer.num_batches_tracked) for layer in norms} == {2 * passes}, "the attack's passes are none"
+    assert all(layer.training for layer in model.modules())
+    assert all(p.requires_grad and p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_an_unknown_recipe_gets_the_nearest_of_its_network() -> None:
+    with pytest.raises(UnknownNameError, match="recipe of mnist_cnn 'fgsm'; did you mean fgsm_at"):
+        zoo.card("mnist_cnn@fgsm")
+    with pytest.raises(UnknownNameError, match="recipe of mnist_relu 'xyz'; known: pgd_at"):
+        zoo.card("mnist_relu@xyz")
+    with pytest.raises(ValueError, match="mnist_cnn_bn has one recipe, its own"):
+        zoo.card("mnist_cnn_bn@pgd_at")
+    with pytest.raises(UnknownNameError, match="did you mean mnist_cnn@pgd_at"):
+        zoo.card("mnst_cnn@pgd_at")
 
 
 def test_the_trained_adversary_made_a_robust_network(mnist: tuple[Tensor, Tensor]) -> None:

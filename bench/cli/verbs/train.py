@@ -67,18 +67,19 @@ def command(
         TimeRemainingColumn(),
     )
     per_epoch = recipe.batches(len(x))
+    networks = 2 if recipe.distilled else 1
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        line = bar.add_task(name, total=per_epoch * recipe.epochs)
+        line = bar.add_task(name, total=per_epoch * recipe.epochs * networks)
 
-        def epoch_done(epoch: Epoch) -> None:
+        def epoch_done(network: str, epoch: Epoch) -> None:
             note(
-                f"{name} epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.train_loss:.4f}, "
+                f"{network} epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.train_loss:.4f}, "
                 f"train {100 * epoch.train_accuracy:.2f} %, test {100 * epoch.test_accuracy:.2f} %, "
                 f"{epoch.seconds:.0f} s"
             )
 
-        def resumed(epochs: int) -> None:
-            note(f"{name}: going on after epoch {epochs}")
+        def resumed(network: str, epochs: int) -> None:
+            note(f"{network}: going on after epoch {epochs}")
             bar.update(line, advance=per_epoch * epochs)
 
         manifest = training.train(
