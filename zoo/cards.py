@@ -217,7 +217,11 @@ _LAST = {"stop": "never", "keep": "last"}
 _MADRY = "Madry et al. 2018, arXiv:1706.06083"
 _AGAINST_PGD = "trained against PGD in the Linf ball"
 _AT = Recipe(epochs=20, lr=1e-3, batch_size=128, schedule="cosine")
-_FGSM = Adversary("native/fgsm", 0.3, {"random_start": True, "step_size": 1.25 * 0.3}, ramp=4)
+# At 0.3 the network overfits to the one step: in pilots, FGSM left 92 % and PGD at most 5 %, ramp or no ramp.
+_FGSM = Adversary("native/fgsm", 0.2, {"random_start": True, "step_size": 1.25 * 0.2}, ramp=3)
+# An attack up cross-entropy tells a binarised network the label: a pilot had 99 % of attacked images right,
+# and 77 % of clean ones. KL knows no label.
+_BNN_PGD = _pgd(0.1, 3, ramp=3, loss="kl")
 # Ink has no radius: a pixel can get what the steps add up to.
 _INK = Adversary("native/ink", None, {"steps": 5, "step_size": 0.1, **_LAST}, ramp=3)
 
@@ -240,21 +244,21 @@ CARDS: dict[str, ModelCard] = {
         _again(
             _CNN,
             "fgsm_at",
-            replace(_AT, adversary=_FGSM),
+            replace(_AT, epochs=15, adversary=_FGSM),
             "Wong et al. 2020, arXiv:2001.03994",
             "trained against one step of 1.25 eps from a random start in the Linf ball",
         ),
         _again(
             _CNN,
             "trades",
-            replace(_AT, epochs=10, trades=1.0, adversary=_pgd(0.3, 5, ramp=3, loss="kl")),
+            replace(_AT, epochs=8, trades=1.0, adversary=_pgd(0.3, 5, ramp=3, loss="kl")),
             "Zhang et al. 2019, arXiv:1901.08573",
             "trained to say of an attacked image what it says of the image",
         ),
         _again(
             _CNN,
             "ink_at",
-            replace(_AT, epochs=10, adversary=_INK),
+            replace(_AT, epochs=8, adversary=_INK),
             "HW2 §3.1",
             "trained against added ink",
         ),
@@ -280,7 +284,7 @@ CARDS: dict[str, ModelCard] = {
             "trained at temperature 100 on a teacher's softmax and used at 1, which hides its gradient",
         ),
         _again(_RELU, "pgd_at", replace(_AT, epochs=8, adversary=_pgd(0.3, 3, ramp=3)), _MADRY, _AGAINST_PGD),
-        _again(_BNN, "pgd_at", replace(_AT, epochs=8, adversary=_pgd(0.15, 4, ramp=3)), _MADRY, _AGAINST_PGD),
+        _again(_BNN, "pgd_at", replace(_AT, epochs=8, adversary=_BNN_PGD), _MADRY, _AGAINST_PGD),
         *_CIFAR_CNN.values(),
         _again(
             _CIFAR_CNN["crop"],
