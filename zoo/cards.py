@@ -222,7 +222,7 @@ _FGSM = Adversary("native/fgsm", 0.2, {"random_start": True, "step_size": 1.25 *
 # An attack up cross-entropy tells a binarised network the label: a pilot had 99 % of attacked images right,
 # and 77 % of clean ones. KL knows no label.
 _BNN_PGD = _pgd(0.1, 3, ramp=3, loss="kl")
-# Ink has no radius: a pixel can get what the steps add up to.
+# Ink has no radius: a pixel can get what the steps add up to, here 0.5. All of `ink` makes an image white.
 _INK = Adversary("native/ink", None, {"steps": 5, "step_size": 0.1, **_LAST}, ramp=3)
 
 CARDS: dict[str, ModelCard] = {
