@@ -34,9 +34,10 @@ _THRESHOLDS = frozenset(
 _ROUNDINGS = frozenset(
     {
         *(torch.round, Tensor.round, torch.floor, Tensor.floor, torch.ceil, Tensor.ceil),
-        *(torch.trunc, Tensor.trunc, torch.fix, Tensor.fix, torch.detach, Tensor.detach),
+        *(torch.trunc, Tensor.trunc, torch.fix, Tensor.fix),
     }
 )
+_DETACHMENTS = frozenset({torch.detach, Tensor.detach})
 
 
 class _Straight(torch.autograd.Function):
@@ -72,10 +73,13 @@ class _Replaced(TorchFunctionMode):
             self.met = True
             return None
         found = func(*args, **(kwargs or {}))
-        if func not in _THRESHOLDS and func not in _ROUNDINGS:
+        steps = func in _THRESHOLDS or func in _ROUNDINGS
+        if not torch.is_grad_enabled():
+            # The model's own autograd function, which has a gradient of its own: seen, and left alone.
+            self.met |= steps
             return found
-        x = args[0]
-        if not (torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad):
+        x = args[0] if steps or func in _DETACHMENTS else None
+        if not (isinstance(x, Tensor) and x.requires_grad):
             return found
         self.met = True
         if func in _THRESHOLDS:
@@ -111,8 +115,9 @@ def _probe(images: Tensor) -> Tensor:
 
 
 def has_steps(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
-    """Does the model threshold, round or detach on its way, so that a surrogate would change its gradient?
+    """Does the model threshold, round or detach on its way? A surrogate would change its gradient there.
 
+    Or would not, where an autograd function of the model's own rounds and has the gradient that it says.
     `images` (N, C, H, W) tell the shape only.
     """
     probe = _probe(images)

@@ -116,7 +116,7 @@ def counts(found: Sequence[Layer]) -> dict[str, dict[str, int]]:
     }
 
 
-def describe(name: str, build: Build, data: str | None, eot: int, device: str) -> dict[str, Any]:
+def describe(name: str, build: Build, data: str | None, eot: int | None, device: str) -> dict[str, Any]:
     """What `bench show --json` prints of a model: schema 1.
 
     `test` is None where the dataset's test images are not there; `manifest` where no weights are shipped, or

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ class Standing:
 
 
 def standings(results: Path) -> list[Standing]:
-    """Every model in every threat model that a finished run of the store speaks of.
+    """Every model in every threat model that a finished run of the store speaks of, `--no-adaptive` aside.
 
     Robust accuracy is an upper bound, so a model's entry comes from the run that bounds it lowest: the
     least upper end of the interval, which strong attacks and many samples both bring down. Rows of
@@ -54,10 +54,7 @@ def standings(results: Path) -> list[Standing]:
     Ranked by worst-case robust accuracy, then by clean accuracy. Raises StoreError for an empty store.
     """
     best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]] = {}
-    for folder in runs(results):
-        if not folder.finished():
-            continue
-        document = folder.read_json("run.json")
+    for folder, document in _counted(results):
         rows = own_rows(folder)
         for model, of_model in rows.groupby("model", sort=False):
             for norm, eps in threats(of_model, document["spec"]["eps"]):
@@ -72,6 +69,15 @@ def standings(results: Path) -> list[Standing]:
             f"no finished run under {results / 'runs'}; `bench run --model … --attack all` makes one"
         )
     return _ranked(best, list(stored(results)))
+
+
+def _counted(results: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+    """The finished runs and what they record; one with --no-adaptive shows what a defence is not worth."""
+    for folder in runs(results):
+        if folder.finished():
+            document = folder.read_json("run.json")
+            if document["spec"].get("adaptive", True):
+                yield folder, document
 
 
 def own_rows(folder: RunFolder) -> pd.DataFrame:
@@ -187,9 +193,7 @@ def document(found: list[Standing]) -> dict[str, Any]:
 def attack_records(results: Path) -> list[dict[str, Any]]:
     """One flat record per model, attack and threat model, of the largest slice that was run."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for folder in runs(results):
-        if not folder.finished():
-            continue
+    for folder, _ in _counted(results):
         for head, group in cells(own_rows(folder)):
             metrics = cell_metrics(group)
             key = (

@@ -15,7 +15,7 @@ from adversarial_bench.errors import unknown
 from adversarial_bench.hashing import digest
 from attacks.core import MADE, Entry, GoalKind, ParameterError, Threat
 from attacks.registry import get, split
-from bench.spec import SCHEMA, RunSpec, SpecError
+from bench.spec import SCHEMA, RunSpec, SpecError, draws_of
 from zoo import Build
 from zoo.datasets import Dataset, require
 
@@ -231,7 +231,7 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
                         restarts=split(attack)[1].get("restarts", spec.restarts),
                         batch_size=spec.batch_size,
                         device=spec.device,
-                        eot=spec.eot,
+                        eot=draws_of(model, spec.eot, spec.adaptive),
                     )
                 )
     sources = list(cells)
@@ -239,7 +239,12 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
         for cell in sources:
             if cell.model == source and cell.goal != "feature":
                 shown = replace(
-                    cell, model=target, weights=fingerprints[target], source=source, source_key=cell.key
+                    cell,
+                    model=target,
+                    weights=fingerprints[target],
+                    eot=draws_of(target, spec.eot, spec.adaptive),
+                    source=source,
+                    source_key=cell.key,
                 )
                 cells.append(shown)
     return cells

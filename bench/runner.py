@@ -21,9 +21,11 @@ from attacks.models import Expectation, frozen, logits_of
 from attacks.registry import get
 from bench.judge import judge, read
 from bench.plan import Cell, Task
+from bench.spec import draws_of
 from zoo import Build
 from zoo.datasets import require
 from zoo.registry import untrained
+from zoo.transforms import split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,14 +174,19 @@ def _members(entry: Entry, index: np.ndarray) -> np.ndarray:
 
 
 def check_model(
-    name: str, model: Callable[[Tensor], Tensor], images: Tensor, classes: int, eot: int = 1
+    name: str,
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    classes: int,
+    eot: int = 1,
+    adaptive: bool = True,
 ) -> list[str]:
     """Flags of a model that can be attacked; raises UserError for one that cannot.
 
     Raises where the model itself raises, returns another shape than (B, classes), or logits that are
-    not finite, and where its passes differ though it is not averaged over draws (`eot`). Flags
-    `probabilities` where rows lie in [0, 1] and sum to 1 (AutoAttack's checks), a missing gradient, and
-    fewer than 4 classes.
+    not finite, and where its passes differ though it is not averaged over draws (`eot`), unless attacks are
+    not to be `adaptive`. Flags `probabilities` where rows lie in [0, 1] and sum to 1 (AutoAttack's checks),
+    a missing gradient, and fewer than 4 classes.
     """
     try:
         with frozen(model), torch.no_grad():
@@ -199,12 +206,12 @@ def check_model(
         )
     flags = []
     if (spread := spread_of(passes)) > DRAWN:
-        if eot == 1:
+        if eot == 1 and adaptive:
             raise UserError(
                 f"the model {name} is randomised: {FORWARDS} passes over the same images differ by up to "
                 f"{spread:.2g} in normalised logits; --eot 20 attacks and judges its mean over 20 draws"
             )
-        flags.append(f"randomised: mean of {eot} draws")
+        flags.append(f"randomised: mean of {eot} draws" if eot > 1 else "randomised: one draw")
     if is_probabilities(logits):
         flags.append("probabilities for logits")
     if not has_gradient(model, images[:1]):
@@ -215,11 +222,28 @@ def check_model(
 
 
 def examine(
-    name: str, build: Build, images: Tensor, classes: int, device: str = "cpu", eot: int = 1
+    name: str, build: Build, images: Tensor, classes: int, device: str = "cpu", eot: int | None = None
 ) -> list[str]:
     """What must be said of a model of the zoo or of other people's: `random weights`, and `check_model`'s."""
-    flags = check_model(name, averaged(name, build, device, eot), images, classes, eot)
+    model, draws = averaged(name, build, device, eot), draws_of(name, eot, build.adaptive)
+    flags = check_model(name, model, images, classes, draws, build.adaptive)
     return ["random weights", *flags] if untrained(name, build) else flags
+
+
+def adaptivity(name: str, build: Build, eot: int | None) -> list[str]:
+    """How an attack gets through the transforms before a network: a line, none where there are none."""
+    draws = draws_of(name, eot, build.adaptive)
+    held_back, found = False, []
+    for each in split(name)[1]:
+        if each.transform.gradient == "straight-through":
+            held_back |= not build.adaptive
+            found.append(f"BPDA through {each}" if build.adaptive else f"zero gradient of {each}")
+        elif each.transform.gradient == "expectation":
+            held_back |= draws == 1
+            found.append(f"EoT over {draws} draws of {each}" if draws > 1 else f"one draw of {each}")
+        else:
+            found.append(f"gradient of {each}")
+    return [f"{'not adaptive' if held_back else 'adaptive'}: {', '.join(found)}"] if found else []
 
 
 def has_gradient(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
@@ -232,6 +256,12 @@ def has_gradient(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
             return model(images.clone().requires_grad_()).requires_grad
     except Exception:
         return True
+
+
+def is_randomised(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
+    """Do passes over the same images differ?"""
+    with frozen(model), torch.no_grad():
+        return spread_of([model(images).float() for _ in range(FORWARDS)]) > DRAWN
 
 
 def spread_of(passes: Sequence[Tensor]) -> float:
@@ -252,10 +282,10 @@ def load_model(name: str, build: Build, device: str) -> torch.nn.Module:
     return zoo.load(name, **vars(build), device=device)
 
 
-def averaged(name: str, build: Build, device: str, eot: int) -> torch.nn.Module:
-    """A model as a run attacks it: with `eot` > 1, its mean over so many draws."""
-    model = load_model(name, build, device)
-    return model if eot == 1 else Expectation(model, eot)
+def averaged(name: str, build: Build, device: str, eot: int | None) -> torch.nn.Module:
+    """A model as a run attacks it: its mean over the draws that `draws_of` says, where they are several."""
+    model, draws = load_model(name, build, device), draws_of(name, eot, build.adaptive)
+    return model if draws == 1 else Expectation(model, draws)
 
 
 @lru_cache(maxsize=4)

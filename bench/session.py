@@ -11,7 +11,7 @@ import zoo
 from bench.audit import verdicts
 from bench.executors import execute
 from bench.plan import Task, cells_of, slice_ids, tasks_of
-from bench.runner import averaged, examine, load_data, load_model
+from bench.runner import adaptivity, averaged, examine, load_data, load_model
 from bench.spec import RunSpec
 from bench.stamp import stamp
 from bench.store import RunFolder
@@ -87,7 +87,8 @@ def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress =
     for name in models:
         build = spec.build_of(name)
         fingerprints[name] = fingerprint(load_model(name, build, spec.device))
-        flags[name] = examine(name, build, probe, dataset.classes, spec.device, spec.eot)
+        flags[name] = adaptivity(name, build, spec.eot)
+        flags[name] += examine(name, build, probe, dataset.classes, spec.device, spec.eot)
     cells = cells_of(spec, fingerprints)
     own = [cell for cell in cells if cell.source is None]
     shown = [cell for cell in cells if cell.source is not None]

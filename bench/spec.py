@@ -11,8 +11,11 @@ from adversarial_bench.hashing import digest
 from attacks.core import RADIUS_NORMS, check_eps
 from attacks.registry import parse_number, value_of
 from zoo.cards import Build
+from zoo.registry import card
 
 SCHEMA = 1
+DRAWS = 20
+"""That a model whose card says `expectation` is averaged over, where the user says nothing."""
 
 
 class SpecError(UserError):
@@ -43,8 +46,10 @@ class RunSpec:
     num_classes: int | None = None
     device: str = "cpu"
     batch_size: int = 128
-    eot: int = 1
-    """Draws that a randomised model is averaged over."""
+    eot: int | None = None
+    """Draws that a randomised model is averaged over; None: as many as `draws_of` says."""
+    adaptive: bool = True
+    """Attack transforms before a network as Athalye et al. 2018 do: BPDA, and an average over draws."""
     transfers: tuple[tuple[str, str], ...] = ()
     """(source, target): source's adversarial images are shown to target."""
     certify: bool = False
@@ -61,11 +66,19 @@ class RunSpec:
 
     def build_of(self, model: str) -> Build:
         """How a model of the run is built: a file of weights is not for those that images are shown to."""
-        return Build(self.weights if model in self.models else None, self.pretrained, self.num_classes)
+        weights = self.weights if model in self.models else None
+        return Build(weights, self.pretrained, self.num_classes, self.adaptive)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def draws_of(model: str, asked: int | None, adaptive: bool = True) -> int:
+    """The draws that a model is averaged over: those asked for, else DRAWS if it draws and `adaptive`."""
+    if asked is not None:
+        return asked
+    return DRAWS if adaptive and card(model).gradient == "expectation" else 1
 
 
 def parse_eps(text: str | None, defaults: Mapping[str, float]) -> dict[str, tuple[float, ...]]:

@@ -35,7 +35,7 @@ from bench.recompute import (
     same,
 )
 from bench.render.table import Table, number, percent
-from bench.runner import load_data, load_model, samples_of
+from bench.runner import is_randomised, load_data, load_model, samples_of
 from bench.session import Progress
 from bench.spec import SCHEMA
 from bench.store import CELL_COLUMNS, ROWS, RunFolder, StoreError, cell_of, label_rows
@@ -192,22 +192,24 @@ class _Verifier:
         key = (cell.model, cell.weights)
         if key not in self.networks:
             self.networks[key] = None
-            if cell.eot > 1:
-                self.notes.append(
-                    f"{cell.model} is randomised: its rows, means of {cell.eot} draws, are not checked"
-                )
-                return None
             try:
-                self.networks[key] = self._load(cell)
+                network = self._load(cell)
             except UserError as error:
                 self.problems.append(f"{cell.model}: its rows are not checked: {error}")
+                return None
+            if is_randomised(network.single, load_data(cell.dataset)[0][:2]):
+                made = f"means of {cell.eot} draws" if cell.eot > 1 else "one draw each"
+                self.notes.append(f"{cell.model} is randomised: its rows, {made}, are not checked")
+                return None
+            self.networks[key] = network
         return self.networks[key]
 
     def _load(self, cell: Cell) -> Network:
         name, spec = cell.model, self.document["spec"]
         weights = (self.weights or spec["weights"]) if name in spec["models"] else None
-        # Runs of earlier versions know neither.
-        build = Build(weights, spec.get("pretrained", False), spec.get("num_classes"))
+        # Runs of earlier versions do not have them all.
+        known = {word: spec[word] for word in ("pretrained", "num_classes", "adaptive") if word in spec}
+        build = Build(weights, **known)
         model = load_model(name, build, "cpu")
         recorded = {"here": fingerprint(model), "in run.json": self.document["fingerprints"].get(name)}
         for where, found in recorded.items():

@@ -96,6 +96,8 @@ class Build:
     """The weights that the model's library downloads; the zoo's own models have theirs anyway."""
     num_classes: int | None = None
     """The number of outputs; None: the model's own."""
+    adaptive: bool = True
+    """Give `straight-through` transforms of the model's name that gradient, or leave them theirs: zero."""
 
 
 PLAIN = Build()
@@ -114,7 +116,8 @@ class ModelCard:
     recipe: Recipe
     source: str
     summary: str
-    gradient: Literal["exact", "straight-through", "none"] = "exact"
+    gradient: Literal["exact", "straight-through", "expectation", "none"] = "exact"
+    """What an attack must follow; `expectation` is over the draws of a model that draws."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     peer: str | None = None
     """The model that `bench run --attack all` shows this one's adversarial images to."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from zoo.models.layers import After, Before
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,30 +23,6 @@ class ExactSign(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(x >= 0, 1.0, -1.0)
-
-
-class After(nn.Module):
-    """A network, and what is done to its logits."""
-
-    def __init__(self, model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.change(self.model(x))
-
-
-class Before(nn.Module):
-    """A network, and what is done to its images."""
-
-    def __init__(self, model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(self.change(x))
 
 
 def _exact_sign(model: nn.Module) -> nn.Module:

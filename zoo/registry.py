@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from adversarial_bench.hashing import file_digest
 from zoo.cards import CARDS, Build, ModelCard, ModelError, Recipe
 from zoo.datasets import describe
 from zoo.models import external
+from zoo.transforms import split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PREFIX = "planted:"
 """Of the networks that hide their gradient, which the audit must catch: see `zoo.planted`."""
 WEIGHTS = Path(__file__).parent / "weights"
+_HARDEST_FIRST = ("none", "expectation", "straight-through", "exact")
 
 _DEFAULTS = {
     each.name: each.default for each in dataclasses.fields(Recipe) if each.default is not dataclasses.MISSING
@@ -33,40 +34,22 @@ def names(*, trained: bool = False) -> list[str]:
     return [name for name in CARDS if not trained or (WEIGHTS / f"{name}.json").exists()]
 
 
-def smoothed(name: str) -> tuple[str, float | None]:
-    """`NAME+gaussian0.25` as NAME and its noise's standard deviation; None for any other name.
-
-    Raises ModelError for a deviation that is no number above 0.
-    """
-    base, mark, text = name.rpartition("+gaussian")
-    if not mark or ":" in text:
-        return name, None
-    try:
-        sigma = float(text)
-    except ValueError:
-        sigma = math.nan
-    if not 0 < sigma < math.inf:
-        raise ModelError(
-            f"+gaussian takes the noise's standard deviation, a number above 0 as in {base}+gaussian0.25; "
-            f"got {text!r}"
-        )
-    return base, sigma
-
-
 def card(name: str) -> ModelCard:
-    """The card of a model: the zoo's, other people's (`zoo.models.external`), or `NAME+gaussianSIGMA`.
+    """The card of a model: the zoo's, other people's (`zoo.models.external`), or one behind transformations.
 
-    Raises UnknownNameError with near names.
+    Raises UnknownNameError with near names, and ModelError for suffixes that cannot be: see `zoo.transforms`.
     """
-    base, sigma = smoothed(name)
-    if sigma is not None:
+    base, applied = split(name)
+    if applied:
         plain = card(base)
+        kinds = {each.transform.gradient for each in applied} | {plain.gradient}
         return replace(
             plain,
             name=name,
-            factory="zoo.models.smoothing:build",
-            arguments={"factory": plain.factory, "arguments": plain.arguments, "sigma": sigma},
-            summary=f"{plain.summary}; Gaussian noise of deviation {sigma:g} before it",
+            factory="zoo.models.transforms:build",
+            arguments={"card": plain, "applied": applied},
+            summary=f"{plain.summary}; its images {', then '.join(each.summary for each in applied)}",
+            gradient=next(kind for kind in _HARDEST_FIRST if kind in kinds),
             peer=None,
         )
     if name in CARDS:
@@ -120,7 +103,7 @@ def takes(name: str, pretrained: bool = False) -> tuple[tuple[int, int, int] | N
 
 def untrained(name: str, build: Build) -> bool:
     """Are the model's weights random, none having been asked for? Of a user's file nobody can tell."""
-    library = external.library_of(smoothed(name)[0])
+    library = external.library_of(split(name)[0])
     return library is not None and build.weights is None and not build.pretrained
 
 
@@ -143,6 +126,7 @@ def load(
     weights: str | Path | None = None,
     pretrained: bool = False,
     num_classes: int | None = None,
+    adaptive: bool = True,
     device: str = "cpu",
 ) -> nn.Module:
     """The model called `name` in eval mode: images (B, C, H, W) in [0, 1] to logits (B, K).
@@ -150,18 +134,19 @@ def load(
     The zoo's weights are checked against their manifest's SHA-256. `weights` is a file of them to use
     instead, safetensors or a state dict of torch.save. `pretrained` and `num_classes` are for other people's
     models: see `zoo.models.external`. Raises ModelError for weights that are missing, damaged or of another
-    shape. `NAME+gaussianSIGMA` is the model NAME under noise, `zoo.models.smoothing.Gaussian`.
+    shape. `NAME+SUFFIX` is the model NAME behind a transformation of its images, see `zoo.transforms`; one
+    that has no gradient gets the identity's if `adaptive`, so that attacks pass through it.
     """
-    build = Build(None if weights is None else str(weights), pretrained, num_classes)
+    build = Build(None if weights is None else str(weights), pretrained, num_classes, adaptive)
     return _load(name, build).to(device).eval()
 
 
 def _load(name: str, build: Build) -> nn.Module:
-    base, sigma = smoothed(name)
-    if sigma is not None:
-        from zoo.models.smoothing import Gaussian
+    base, applied = split(name)
+    if applied:
+        from zoo.models.transforms import before
 
-        return Gaussian(_load(base, build), sigma)
+        return before(_load(base, build), applied, build.adaptive)
     chosen = card(name)
     if build.pretrained and build.weights is not None:
         raise ModelError("--pretrained and --weights are two sources of weights; choose one")

@@ -273,6 +273,8 @@ def judge(facts: Facts) -> list[Check]:
         found[i] = replace(found[i], p=p, colour="red" if p < SIGNIFICANT else "green")
     cure = remedy(facts.evidence.subject, found, facts.probed)
     advice = f"the gradient misleads: attack with {cure}" if cure else "believe no gradient attack here"
+    if cure and cure.bpda and not facts.evidence.subject.bpda:
+        advice += ", which leaving out --no-adaptive does"
     if all(check.colour != "red" for check in found):
         advice = "no alarm; --attack standard does not rest on this alone"
     return [
@@ -284,14 +286,17 @@ def judge(facts: Facts) -> list[Check]:
 def remedy(subject: Subject, checks: list[Check], probed: Probed) -> Subject | None:
     """How the model must be attacked for its red lights to go out; None where there is no more to try.
 
-    One change at a time: draws are averaged over first, since all else is noise without; a step gets a
-    surrogate; and then the loss is changed for one that no scale blinds.
+    One change at a time: draws are averaged over first, since all else is noise without; transforms are
+    passed straight through; a step gets a surrogate; and then the loss is changed for one that no scale
+    blinds.
     """
     red = {check.name for check in checks if check.colour == "red"}
     if not red:
         return None
     if "randomised outputs" in red:
         return replace(subject, eot=20)
+    if subject.bpda is False:
+        return replace(subject, bpda=True)
     if probed.steps and subject.surrogate == "own":
         return replace(subject, surrogate="tanh")
     return replace(subject, loss="dlr") if subject.loss == "ce" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from bench.session import Progress, perform
 from zoo import PLAIN, Build
 from zoo.datasets import here
 from zoo.registry import PREFIX, fingerprint
+from zoo.transforms import split
 
-AS_IT_IS = Subject()
 QUIET = Progress()
 SAMPLES = 500
 
@@ -100,7 +100,9 @@ def audit(
     command: str = "",
     eps: float | None = None,
     samples: int | None = None,
-    subject: Subject = AS_IT_IS,
+    loss: str = "ce",
+    surrogate: str = "own",
+    eot: int | None = None,
     dataset: str | None = None,
     build: Build = PLAIN,
     source: str | None = None,
@@ -115,8 +117,9 @@ def audit(
     Everything is stored under `results/audits`: the attacks as runs of their own, the verdict as JSON.
     `samples` is 500 by default, or all where there are fewer. `source` is the network whose images are shown
     to the model; none is where it has weights of its own, or the zoo no other that was trained on the
-    dataset. Raises UserError for what cannot be meant, and AuditError for a model that has none of the
-    samples right.
+    dataset. The first round attacks through a model's transforms, unless `build` says not to; `eot` is the
+    number of draws, by default a run's. Raises UserError for what cannot be meant, and AuditError for a model
+    that has none of the samples right.
     """
     described, build = settle([model], dataset, build)
     samples = min(SAMPLES, here(described)) if samples is None else samples
@@ -127,8 +130,9 @@ def audit(
     found = Audit(model, fingerprint(net), described.name, "linf", eps, samples, seed, command)
     rest = {"seed": seed, "device": device, "batch_size": batch_size}
     store = results / "audits"
-    current: Subject | None = subject
+    current: Subject | None = Subject.of(model, loss, surrogate, eot, build.adaptive)
     while current is not None:
+        build = replace(build, adaptive=current.bpda is not False)
         evidence = Evidence(current, eps)
         probed = _probe(model, build, device, current, eps, found, batch_size)
         light = randomised(probed, current, samples)
@@ -150,8 +154,9 @@ def audit(
 
 
 def _like(model: str, dataset: str) -> str | None:
-    """Another trained model of the zoo for the same images."""
-    return next((n for n in zoo.names(trained=True) if n != model and zoo.card(n).dataset == dataset), None)
+    """Another trained model of the zoo for the same images, best the one behind the model's transforms."""
+    known = dict.fromkeys((split(model)[0], *zoo.names(trained=True)))
+    return next((n for n in known if n != model and zoo.card(n).dataset == dataset), None)
 
 
 def _probe(

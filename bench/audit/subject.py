@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bench.spec import RunSpec
+from bench.spec import RunSpec, draws_of
+from zoo.transforms import split
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,20 @@ class Subject:
     loss: str = "ce"
     surrogate: str = "own"
     eot: int = 1
+    bpda: bool | None = None
+    """Are transforms before the network whose gradient is zero passed straight through? None: it has none."""
+
+    @classmethod
+    def of(cls, model: str, loss: str, surrogate: str, eot: int | None, adaptive: bool) -> Subject:
+        """How a model is attacked where its name ends with transforms and the user says so much."""
+        steps = any(each.transform.gradient == "straight-through" for each in split(model)[1])
+        return cls(loss, surrogate, draws_of(model, eot, adaptive), adaptive if steps else None)
 
     def __str__(self) -> str:
         parts = [f"loss={self.loss}"] if self.loss != "ce" else []
         parts += [f"surrogate={self.surrogate}"] if self.surrogate != "own" else []
         parts += [f"eot={self.eot}"] if self.eot != 1 else []
+        parts += ["BPDA"] if self.bpda else ["no BPDA"] if self.bpda is not None else []
         return " ".join(parts) or "as it is"
 
     def as_dict(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from bench.runner import load_data, load_model
 from bench.spec import SCHEMA, RunSpec
 from bench.store import RunFolder, writing
 from zoo import Build
-from zoo.models.smoothing import Gaussian
+from zoo.models.transforms import noise
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,15 +82,16 @@ def certified_rows(
 ) -> Certificate:
     """The certificate of these images (N, C, H, W), labels (N,), in the threat model norm(eps).
 
-    A `Gaussian` model gets that of its smoothed classifier, where a Linf radius needs the L2 radius eps √d;
-    any other network the bounds that its layers allow. `done` counts samples as they are finished.
+    A model that begins with Gaussian noise gets that of its smoothed classifier, where a Linf radius needs
+    the L2 radius eps √d; any other network the bounds that its layers allow. `done` counts samples as they
+    are finished.
     """
     if norm not in NORMS:
         return _none_for(norm)
     columns = {"sample_id": np.asarray(ids, dtype=np.int64), "label": labels.cpu().numpy()}
     nothing = np.full(len(images), np.nan)
-    if isinstance(model, Gaussian):
-        found = smoothing.certify(model.base, model.sigma, images, ids, seed=seed, done=done)
+    if (noisy := noise(model)) is not None:
+        found = smoothing.certify(*noisy, images, ids, seed=seed, done=done)
         reach = (eps + TOLERANCE) * (images[0].numel() ** 0.5 if norm == "linf" else 1)
         columns |= {"predicted": found.predicted, "lower_bound": nothing, "radius": found.radius}
         certified = (found.predicted == columns["label"]) & (found.radius > reach)

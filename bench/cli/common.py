@@ -53,9 +53,14 @@ device_option = click.option("--device", default="cpu", show_default=True, help=
 eot_option = click.option(
     "--eot",
     type=click.IntRange(1),
-    default=1,
+    help="Draws that a randomised model is averaged over, in attack and verdict.  "
+    "[default: 20 behind a random transform, +gaussian or +randomresize; else 1]",
+)
+adaptive_option = click.option(
+    "--adaptive/--no-adaptive",
+    default=True,
     show_default=True,
-    help="Draws that a randomised model is averaged over, in attack and verdict.",
+    help="Attack through transforms before a network (BPDA, EoT), or as if they were not known.",
 )
 weights_option = click.option(
     "--weights",
@@ -106,6 +111,7 @@ def slice_options(samples: int) -> Callable[[F], F]:
             help="Tries on what still stands.",
         ),
         eot_option,
+        adaptive_option,
         seed_option,
         device_option,
         click.option("--batch-size", type=click.IntRange(1), help="Samples per batch.  [default: by device]"),

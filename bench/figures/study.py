@@ -61,7 +61,7 @@ class Study:
     build: zoo.Build = PLAIN
     data: str | None = None
     """The dataset's name; None for the model's own."""
-    eot: int = 1
+    eot: int | None = None
     device: str = "cpu"
     seed: int = 0
     steps: int = 500
@@ -94,7 +94,7 @@ class Study:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model as it is judged: with `eot`, the mean over so many draws."""
+        """The model as it is judged: one that draws, as its mean over `eot` draws."""
         return averaged(self.name, self._settled[1], self.device, self.eot)
 
     @cached_property

@@ -91,6 +91,26 @@ def test_the_zoos_own_estimator_is_the_clipped_one(bnn: nn.Module, mnist: tuple[
     assert not torch.equal(gradient(bnn, x, "tanh"), own)
 
 
+class Rounded(torch.autograd.Function):
+    """Rounding, and the identity's gradient."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return torch.round(50 * x) / 50
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def test_a_model_that_is_straight_through_already_is_left_alone(grey: Tensor) -> None:
+    model = Blocked(Rounded.apply)
+    assert has_steps(model, grey), "finite differences would find its steps"
+    expected = model.linear.weights[0].view(1, 1, 4, 4).expand_as(grey)
+    for kind in ("own", "identity", "tanh"):
+        torch.testing.assert_close(gradient(model, grey, kind), expected)
+
+
 def test_an_honest_model_is_left_alone(relu: nn.Module, mnist: tuple[Tensor, Tensor]) -> None:
     x = mnist[0][:4]
     assert not has_steps(relu, x)

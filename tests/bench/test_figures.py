@@ -155,7 +155,7 @@ def test_images_in_colour() -> None:
         (("mnist_cnn", "--colour", "1.5"), "from 0 to 1"),
         (("mnist_cnn", "--classes", "0,12"), "'12'"),
         (("mnist_cnn", "--format", "gif"), "png, svg"),
-        (("mnist_cnn+gaussian0.5",), "--eot"),
+        (("planted:noise",), "--eot"),
         (("mnist_cnn", "--stride", "0"), "--stride"),
     ],
 )

@@ -178,7 +178,7 @@ def test_show_without_test_images(
 def test_show_refuses(cli: Cli, tmp_path: Path) -> None:
     assert "mnist_bnn" in cli("show").complaint
     assert "mnist_cnn" in cli("show", "mnist_cn").complaint
-    assert "--eot" in cli("show", "mnist_cnn+gaussian0.5").complaint
+    assert "--eot" in cli("show", "planted:noise").complaint
     path = tmp_path / "colour.py"
     path.write_text("from torch import nn\ndef build():\n    return nn.Conv2d(3, 1, 3)\n")
     answer = cli("show", f"{path}:build")

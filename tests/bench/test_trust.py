@@ -37,7 +37,7 @@ def test_a_randomised_model_is_refused_without_draws_to_average_over(grey: Tenso
     labels = model.linear(grey).argmax(1)
     with pytest.raises(UserError, match=r"randomised.*--eot 20"):
         bench.evaluate(model, "fgsm", grey, labels, eps=0.01)
-    answer = cli("run", "--model", "mnist_relu+gaussian0.2", "--attack", "fgsm", "--samples", "20")
+    answer = cli("run", "--model", "planted:noise", "--attack", "fgsm", "--samples", "20")
     assert answer.code == 2
     assert "randomised" in answer.complaint
     assert "--eot 20" in answer.complaint

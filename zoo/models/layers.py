@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,3 +33,27 @@ class Scaled(nn.Sequential):
         super().__init__()
         self.scale = scale
         self.net = net
+
+
+class After(nn.Module):
+    """A network, and what is done to its logits."""
+
+    def __init__(self, model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.model(x))
+
+
+class Before(nn.Module):
+    """A network, and what is done to its images."""
+
+    def __init__(self, model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(self.change(x))

@@ -10,6 +10,7 @@ import click
 
 from attacks.core import LOSS_NAMES, SURROGATES
 from bench.cli.common import (
+    adaptive_option,
     build_options,
     command_line,
     device_of,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     help="The gradient at thresholds.  [default: own]",
 )
 @eot_option
+@adaptive_option
 @weights_option
 @build_options
 @click.option("--source", help="The network whose images are shown to the model.  [default: its peer]")
@@ -66,7 +68,8 @@ def command(
     samples: int | None,
     loss: str,
     surrogate: str,
-    eot: int,
+    eot: int | None,
+    adaptive: bool,
     weights: str | None,
     pretrained: bool,
     num_classes: int | None,
@@ -90,7 +93,6 @@ def command(
     from attacks.core import check_eps
     from attacks.registry import parse_number
     from bench.audit import report
-    from bench.audit.subject import Subject
     from zoo import Build
 
     if planted == bool(models):
@@ -103,9 +105,11 @@ def command(
         "command": command_line(),
         "eps": radius,
         "samples": samples,
-        "subject": Subject(loss, surrogate, eot),
+        "loss": loss,
+        "surrogate": surrogate,
+        "eot": eot,
         "dataset": dataset,
-        "build": Build(weights, pretrained, num_classes),
+        "build": Build(weights, pretrained, num_classes, adaptive),
         "source": source,
         "seed": seed,
         "device": device,

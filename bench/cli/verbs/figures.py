@@ -91,7 +91,7 @@ def command(
     pretrained: bool,
     num_classes: int | None,
     dataset: str | None,
-    eot: int,
+    eot: int | None,
     seed: int,
     device: str,
     as_json: bool,

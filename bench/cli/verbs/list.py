@@ -12,21 +12,23 @@ import click
 from bench.cli.common import json_option, show, show_json
 from bench.render.table import Table
 
+LISTS = ("models", "attacks", "datasets", "transforms")
 DETAILS = ("parameters", "presets", "source")
 
 
 @click.command(epilog="Example:  bench list attacks --tag decision --parameters")
-@click.argument("what", type=click.Choice(["all", "models", "attacks", "datasets"]), default="all")
+@click.argument("what", type=click.Choice(["all", *LISTS]), default="all")
 @click.argument("pattern", required=False)
 @click.option("--tag", help="Only attacks with this tag: gradient, score, decision, minimal, slow …")
 @click.option("--parameters", is_flag=True, help="Show each attack's parameters, presets and source.")
 @json_option
 def command(what: str, pattern: str | None, tag: str | None, parameters: bool, as_json: bool) -> None:
-    """List models, attacks and datasets.
+    """List models, attacks, datasets, and transforms of a model's images.
 
     PATTERN is a glob that names must match: `bench list models 'timm:resnet*'` lists timm's.
     """
-    lists = {"models": lambda: _models(pattern), "attacks": lambda: _attacks(tag), "datasets": _datasets}
+    makers = (lambda: _models(pattern), lambda: _attacks(tag), _datasets, _transforms)
+    lists = dict(zip(LISTS, makers))
     tables = {name: make() for name, make in lists.items() if what in ("all", name)}
     if pattern is not None:
         tables = {name: _matching(table, pattern) for name, table in tables.items()}
@@ -72,8 +74,8 @@ def _models(pattern: str | None) -> Table:
     left = frozenset(columns) - {"accuracy %"}
     note = (
         "accuracy on all 10 000 test images; also file.py:factory, a network of your own, timm:NAME, "
-        "torchvision:NAME (listed by `bench list models 'timm:resnet*'`), and NAME+gaussian0.25, any network "
-        "under noise"
+        "torchvision:NAME (listed by `bench list models 'timm:resnet*'`), and NAME+jpeg50, any network "
+        "behind transforms (`bench list transforms`)"
     )
     return Table("models", columns, tuple(lines), note, left)
 
@@ -128,3 +130,18 @@ def _datasets() -> Table:
     columns = ("dataset", "shape", "classes", "splits", "default eps")
     note = "also imagefolder:PATH, a folder of images per class, and npz:PATH, arrays `images` and `labels`"
     return Table("datasets", columns, lines, note, frozenset(columns) - {"classes"})
+
+
+def _transforms() -> Table:
+    from zoo.transforms import TRANSFORMS
+
+    lines = tuple(
+        (f"+{t.name}{t.example:g}", t.takes, t.gradient, t.summary.format(t.example), t.source)
+        for t in TRANSFORMS.values()
+    )
+    columns = ("suffix", "its number", "gradient", "images are", "source")
+    note = (
+        "behind a model's name, one or several, applied from left to right; gradient: what attacks follow, "
+        "unless --no-adaptive says otherwise"
+    )
+    return Table("transforms", columns, lines, note, frozenset(columns))

@@ -99,7 +99,8 @@ def build_spec(
     preset: str | None,
     params: tuple[str, ...],
     restarts: int,
-    eot: int,
+    eot: int | None,
+    adaptive: bool,
     seed: int,
     device: str,
     batch_size: int | None,
@@ -115,7 +116,7 @@ def build_spec(
 
     if not models:
         raise SpecError("--model names no model; `bench list models` shows them")
-    described, build = settle(models, dataset, Build(weights, pretrained, num_classes))
+    described, build = settle(models, dataset, Build(weights, pretrained, num_classes, adaptive))
     if targets is not None:
         check_rule(targets, described.classes)
     return RunSpec(

@@ -31,7 +31,7 @@ def command(
     pretrained: bool,
     num_classes: int | None,
     dataset: str | None,
-    eot: int,
+    eot: int | None,
     device: str,
     as_json: bool,
 ) -> None:
