@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import seed_of
 from attacks.core import COUNTS, MADE, Entry, Goal, ParameterError, Result
-from attacks.native import Attack
 from attacks.registry import get
 
 if TYPE_CHECKING:
@@ -154,6 +153,8 @@ def run(
         parameters["eps"] = eps
     entry = entry.configured(**parameters)
     if trace:
+        from attacks.native import Attack  # brings every objective along, which judging has no use for
+
         if not isinstance(entry, Attack):
             raise ParameterError(f"{entry.name} keeps no trace; the native attacks that are no suite do")
         entry = dataclasses.replace(entry, trace=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bench.audit.subject import LOSSES, MORE, Evidence, Subject
+from bench.audit.subject import MORE, Evidence, Subject
 from bench.metrics import holm, mcnemar, rate
 from bench.runner import DRAWN
 
@@ -210,13 +210,14 @@ def _incomplete(facts: Facts) -> Check:
 def _saturated(facts: Facts) -> Check:
     base = facts.broke[facts.evidence.pgd]
     own = facts.evidence.subject.loss
-    others = facts.union(*(a for a, loss in zip(facts.evidence.other_losses, LOSSES) if loss != own))
+    named = zip(facts.evidence.other_losses, facts.evidence.losses)
+    others = facts.union(*(attack for attack, loss in named if loss != own))
     count, zero = int((others & ~base).sum()), int(facts.probed.saturated.sum())
     reverse = int((base & ~others).sum())
     # Two losses of equal strength each break some that the other does not: what counts is the difference.
     red = count / facts.n > 0.02 and mcnemar(count, reverse) < SIGNIFICANT
     said = f"{count} by another loss only, {reverse} the reverse; {zero} exactly 0"
-    advice = "another loss: --param loss=dlr, or --attack standard"
+    advice = f"another loss: --param loss={facts.evidence.losses[-1]}, or --attack standard"
     return Check(
         "saturated loss", said, "red > 2 %, p < 0.01", facts.n, "red" if red else "green", AUTO, advice
     )
@@ -271,7 +272,7 @@ def judge(facts: Facts) -> list[Check]:
     tests = [i for i, check in enumerate(found) if check.p is not None]
     for i, p in zip(tests, holm([found[i].p or 0.0 for i in tests])):
         found[i] = replace(found[i], p=p, colour="red" if p < SIGNIFICANT else "green")
-    cure = remedy(facts.evidence.subject, found, facts.probed)
+    cure = remedy(facts.evidence, found, facts.probed)
     advice = f"the gradient misleads: attack with {cure}" if cure else "believe no gradient attack here"
     if cure and cure.bpda and not facts.evidence.subject.bpda:
         advice += ", which leaving out --no-adaptive does"
@@ -283,13 +284,14 @@ def judge(facts: Facts) -> list[Check]:
     ]
 
 
-def remedy(subject: Subject, checks: list[Check], probed: Probed) -> Subject | None:
+def remedy(evidence: Evidence, checks: list[Check], probed: Probed) -> Subject | None:
     """How the model must be attacked for its red lights to go out; None where there is no more to try.
 
     One change at a time: draws are averaged over first, since all else is noise without; transforms are
     passed straight through; a step gets a surrogate; and then the loss is changed for one that no scale
     blinds.
     """
+    subject = evidence.subject
     red = {check.name for check in checks if check.colour == "red"}
     if not red:
         return None
@@ -299,7 +301,7 @@ def remedy(subject: Subject, checks: list[Check], probed: Probed) -> Subject | N
         return replace(subject, bpda=True)
     if probed.steps and subject.surrogate == "own":
         return replace(subject, surrogate="tanh")
-    return replace(subject, loss="dlr") if subject.loss == "ce" else None
+    return replace(subject, loss=evidence.losses[-1]) if subject.loss == "ce" else None
 
 
 def worst(checks: list[Check]) -> Colour:

@@ -133,7 +133,7 @@ def audit(
     current: Subject | None = Subject.of(model, loss, surrogate, eot, build.adaptive)
     while current is not None:
         build = replace(build, adaptive=current.bpda is not False)
-        evidence = Evidence(current, eps)
+        evidence = Evidence(current, eps, described.classes)
         probed = _probe(model, build, device, current, eps, found, batch_size)
         light = randomised(probed, current, samples)
         if light.colour == "red":
@@ -148,7 +148,7 @@ def audit(
                 shown = perform(asked, store, workers, progress).transfer_rows
             checks = judge(facts_of(evidence, probed, run.attack_rows, shown, STEPS))
         found.rounds.append(Round(current, checks))
-        current = remedy(current, checks, probed)
+        current = remedy(evidence, checks, probed)
     verdicts.write(found.as_dict(), results)
     return found
 

@@ -60,6 +60,12 @@ class Evidence:
 
     subject: Subject
     eps: float
+    classes: int = 10
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Those of `LOSSES` that so many classes define: DLR towards a class takes four."""
+        return LOSSES if self.classes >= 4 else LOSSES[:1]
 
     @property
     def pgd(self) -> str:
@@ -82,7 +88,9 @@ class Evidence:
         """For a loss that needs it, what `standard` has: APGD towards the likeliest wrong classes."""
         if self.subject.loss == "ce":
             return ()
-        return tuple(self.subject.attack("native/apgd_dlr", aim=aim) for aim in range(1, AIMS + 1))
+        return tuple(
+            self.subject.attack("native/apgd_dlr", aim=aim) for aim in range(1, min(AIMS + 1, self.classes))
+        )
 
     @property
     def white_box(self) -> tuple[str, ...]:
@@ -99,7 +107,7 @@ class Evidence:
 
     @property
     def other_losses(self) -> tuple[str, ...]:
-        return tuple(replace(self.subject, loss=loss).attack(steps=STEPS) for loss in LOSSES)
+        return tuple(replace(self.subject, loss=loss).attack(steps=STEPS) for loss in self.losses)
 
     @property
     def unlimited(self) -> str:

@@ -49,7 +49,18 @@ def test_an_honest_network_is_green() -> None:
     assert worst(found) == "green"
     assert len(found) == len(checks.CHECKS)
     assert all(check.source and check.threshold and check.n == N for check in found)
-    assert remedy(Subject(), found, honest().probed) is None
+    assert remedy(Evidence(Subject(), 0.1), found, honest().probed) is None
+
+
+def test_few_classes_are_audited_by_the_losses_that_they_define() -> None:
+    subject = Subject("margin")
+    assert Evidence(subject, 0.1).losses == ("margin", "dlr")
+    assert len(Evidence(subject, 0.1).aimed) == 3
+    two = Evidence(subject, 0.1, classes=2)
+    assert (two.losses, len(two.aimed)) == (("margin",), 1)
+    loud = with_probe(zero=ALL)(honest())
+    few = replace(loud, evidence=replace(loud.evidence, classes=2))
+    assert remedy(few.evidence, judge(few), few.probed) == Subject("margin")
 
 
 def with_probe(**changes: object) -> Callable[[Facts], Facts]:
@@ -112,17 +123,17 @@ def test_the_tests_are_exact_and_corrected_for_their_number() -> None:
 
 def test_the_remedy_goes_by_what_is_wrong() -> None:
     randomised = with_probe(spread=1e-2, zero=ALL)(honest())
-    assert remedy(Subject(), judge(randomised), randomised.probed) == Subject(eot=20)
+    assert remedy(Evidence(Subject(), 0.1), judge(randomised), randomised.probed) == Subject(eot=20)
     stepped = with_probe(zero=ALL, steps=True)(honest())
-    assert remedy(Subject(), judge(stepped), stepped.probed) == Subject(surrogate="tanh")
+    assert remedy(Evidence(Subject(), 0.1), judge(stepped), stepped.probed) == Subject(surrogate="tanh")
     naive = with_probe(zero=ALL, steps=True)(honest(Subject(bpda=False)))
     found = judge(naive)
-    assert remedy(Subject(bpda=False), found, naive.probed) == Subject(bpda=True)
+    assert remedy(Evidence(Subject(bpda=False), 0.1), found, naive.probed) == Subject(bpda=True)
     assert "BPDA" in next(check.advice for check in found if check.name == "zero gradients")
     loud = with_probe(zero=ALL)(honest())
-    assert remedy(Subject(), judge(loud), loud.probed) == Subject("dlr")
+    assert remedy(Evidence(Subject(), 0.1), judge(loud), loud.probed) == Subject("dlr")
     still = with_probe(zero=ALL)(honest(Subject("dlr")))
-    assert remedy(Subject("dlr"), judge(still), still.probed) is None
+    assert remedy(Evidence(Subject("dlr"), 0.1), judge(still), still.probed) is None
 
 
 def test_probes_in_closed_form(grey: Tensor) -> None:
