@@ -13,7 +13,9 @@ import bench
 import zoo
 from adversarial_bench.errors import UserError
 from attacks.models import Expectation
-from bench.metrics import cell_metrics
+from attacks.registry import catalogue
+from attacks.suite import Suite
+from bench.metrics import SEARCHES, cell_metrics
 from bench.runner import has_gradient, is_probabilities, spread_of
 from tests.conftest import Answer, Linear
 
@@ -161,3 +163,9 @@ def test_a_leaderboard_says_which_entries_had_the_suite(cli: Cli) -> None:
     flags = {e["model"]: e["flags"] for e in cli("leaderboard", "--json").json["entries"]}
     assert "without standard" in flags["mnist_relu"]
     assert not [flag for flag in flags["mnist_bnn"] if "attack" in flag or "standard" in flag]
+
+
+def test_the_searches_are_the_suites_members_without_a_gradient() -> None:
+    suites = [entry for entry in catalogue().values() if isinstance(entry, Suite)]
+    blind = {member.name for suite in suites for member in suite.members if not member.update.gradient}
+    assert blind == set(SEARCHES)
