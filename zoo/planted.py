@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.models.layers import After, Before
+from zoo.models.transforms import bit_depth, gaussian
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,12 +58,12 @@ PLANTED: Mapping[str, tuple[str, Callable[..., nn.Module], str]] = {
     ),
     "noise": (
         "mnist_cnn",
-        lambda m: Before(m, lambda x: x + 0.2 * torch.randn_like(x)),
+        lambda m: Before(m, lambda x: gaussian(x, 0.2)),
         "Gaussian noise of std 0.2 on each image, anew at each pass",
     ),
     "quantised": (
         "mnist_relu",
-        lambda m: Before(m, lambda x: torch.round(7 * x) / 7),
+        lambda m: Before(m, lambda x: bit_depth(x, 3)),
         "images rounded to 8 grey levels",
     ),
     "detached": ("mnist_cnn", _Detached, "the first layer's output detached from its input"),
