@@ -44,6 +44,7 @@ from bench.spec import SCHEMA, RunSpec
 from bench.store import writing
 from bench.timing import Ratio, measure_inference, ratio, stored_ratio
 from zoo.registry import manifest
+from zoo.transforms import split
 
 if TYPE_CHECKING:
     from bench.session import Run
@@ -121,15 +122,25 @@ def outcomes(
 
 def pairs(found: Outcomes, chosen: Sequence[tuple[str, str]]) -> list[Pair]:
     """Every (base, other) in every threat model, the tests corrected for their number."""
-    made = []
-    for base, other in chosen:
-        for threat, of_model in found.items():
-            first, second = of_model[base].align(of_model[other], join="inner")
-            parts = (first & second, first & ~second, ~first & second, ~first & ~second)
-            pair = Pair(threat, base, other, *(int(part.sum()) for part in parts))
-            wins = sorted((pair.only_base, pair.only_other))
-            # Two-sided: either model could have been the better one.
-            made.append(replace(pair, p=min(1.0, 2 * mcnemar(wins[1], wins[0]))))
+    return _corrected(
+        _pair(threat, base, other, of_model[base], of_model[other])
+        for base, other in chosen
+        for threat, of_model in found.items()
+    )
+
+
+def _pair(threat: str, base: str, other: str, first: pd.Series, second: pd.Series) -> Pair:
+    """Two outcomes on the samples that both have, with a p-value that is not corrected."""
+    first, second = first.align(second, join="inner")
+    parts = (first & second, first & ~second, ~first & second, ~first & ~second)
+    pair = Pair(threat, base, other, *(int(part.sum()) for part in parts))
+    wins = sorted((pair.only_base, pair.only_other))
+    # Two-sided: either could have been the better one.
+    return replace(pair, p=min(1.0, 2 * mcnemar(wins[1], wins[0])))
+
+
+def _corrected(made: Iterable[Pair]) -> list[Pair]:
+    made = list(made)
     return [replace(pair, p=p) for pair, p in zip(made, holm([pair.p for pair in made]))]
 
 
@@ -368,6 +379,30 @@ def _negated(difference: Estimate) -> Estimate:
     return Estimate(-difference.value, -difference.high, -difference.low, difference.n)
 
 
+def hides(model: str) -> bool:
+    """Is there a transform before the network that a naive attack sees no way through?"""
+    return any(each.transform.gradient != "exact" for each in split(model)[1])
+
+
+def naive_findings(naive: Outcomes, adaptive: Outcomes) -> list[str]:
+    """Of each model behind transforms: does it look more robust where attacks do not go through them?"""
+    found = _corrected(
+        _pair(threat, "naive", model, withstood, adaptive[threat][model])
+        for threat, of_model in naive.items()
+        if threat != CLEAN
+        for model, withstood in of_model.items()
+    )
+    said = []
+    for pair in found:
+        looks, is_ = map(percent, pair.accuracies)
+        figures = f"{looks} % where its transforms are not attacked, {is_} % where they are"
+        if pair.told_apart and pair.only_base > pair.only_other:
+            said.append(f"{pair.other} looks more robust than it is in {pair.threat}: {figures}.")
+        else:
+            said.append(f"{pair.other} in {pair.threat}: {figures}; not told apart by {pair.n} images.")
+    return said
+
+
 def recipe_findings(found: Outcomes, compared: Sequence[Pair]) -> list[str]:
     """Of each network with several recipes, in each threat model: is the more accurate the more robust?"""
     said = []
@@ -471,10 +506,13 @@ class Comparison:
         return {cost.model: cost.manifest for cost in self.costs if cost.manifest is not None}
 
 
-def compare(run: Run, couples: Sequence[tuple[str, str]], results: Path) -> Comparison:
+def compare(
+    run: Run, couples: Sequence[tuple[str, str]], results: Path, naive: Run | None = None
+) -> Comparison:
     """Compares a run's models, (base, other) by (base, other); times them, and looks at their training.
 
-    Where all of them are of the zoo, the clean comparison is on every test image that is there.
+    Where all of them are of the zoo, the clean comparison is on every test image that is there. `naive` is a
+    run of the models that `hides` names whose attacks are not adaptive.
     """
     spec, rows = run.spec, run.attack_rows
     known = [name for name in spec.models if name in zoo.names()]
@@ -491,6 +529,8 @@ def compare(run: Run, couples: Sequence[tuple[str, str]], results: Path) -> Comp
         if zoo.card(base).batch_norm_peer() == other
     ]
     findings += recipe_findings(found, compared)
+    if naive is not None:
+        findings += naive_findings(outcomes(naive.attack_rows, naive.spec.eps), found)
     return Comparison(run, compared, breakers(rows, spec.eps), costs, findings, curves(rows, spec.eps))
 
 

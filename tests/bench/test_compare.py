@@ -24,6 +24,8 @@ from bench.compare import (
     batch_norm_finding,
     breakers,
     curves,
+    hides,
+    naive_findings,
     outcomes,
     pair_table,
     pairs,
@@ -362,3 +364,24 @@ def test_of_the_zoo_every_test_image_is_compared_and_the_study_drawn(cli: Cli, t
     assert found["findings"][1].startswith("Recipes of mnist_cnn, linf(0.1): the more accurate one is not")
     assert len(found["figures"]) == 4
     assert sorted(found["figures"]) == sorted(str(file) for file in (tmp_path / "figures").iterdir())
+
+
+def test_a_defence_that_only_looks_robust_is_named() -> None:
+    index = pd.Index(range(100), name="sample_id")
+    high, low = pd.Series(index.values < 97, index), pd.Series(index.values < 43, index)
+    naive = {CLEAN: {"a": high, "b": low}, "linf(0.1)": {"a": high, "b": low}}
+    adaptive = {CLEAN: {"a": high, "b": low}, "linf(0.1)": {"a": low, "b": low}}
+    only_looks, is_ = naive_findings(naive, adaptive)
+    assert only_looks.startswith("a looks more robust than it is in linf(0.1): 97.0 [")
+    assert "43.0 [" in only_looks
+    assert "not told apart by 100 images" in is_
+    assert hides("mnist_cnn+median3+jpeg50")
+    assert not hides("mnist_cnn+median3")
+
+
+@pytest.mark.slow
+def test_transforms_are_attacked_naively_for_comparison(cli: Cli) -> None:
+    words = ("--models", "mnist_cnn,mnist_cnn+bitdepth3", "--attack", "pgd", "--eps", "0.1")
+    answer = cli("compare", *words, "--samples", "60", "--no-figure", "--workers", "1")
+    assert answer.code == 0, answer.err
+    assert "mnist_cnn+bitdepth3 looks more robust than it is in linf(0.1)" in answer.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def command(
     """Compare models on the same images, with paired tests and a figure.
 
     The first model is the base. Every difference, clean and in each threat model, has its paired interval
-    and an exact test, corrected for how many there are. The run behind it is stored as `bench run` stores it.
+    and an exact test, corrected for how many there are. A model behind transforms is attacked through them,
+    and naively, too: what that alone would have claimed is named. Runs are stored as `bench run` stores them.
     """
     from bench import compare
     from bench.spec import SpecError
@@ -61,7 +63,12 @@ def command(
     check_accuracy(spec, "bench compare")
     run = perform(spec, results, rest["workers"])
     couples = [pair for pair in itertools.combinations(chosen, 2) if all_pairs or pair[0] == chosen[0]]
-    found = compare.compare(run, couples, results)
+    hidden = tuple(filter(compare.hides, chosen)) if spec.adaptive else ()
+    naive = None
+    if hidden:
+        unaware = replace(spec, models=hidden, adaptive=False, eot=None)
+        naive = perform(unaware, results, rest["workers"])
+    found = compare.compare(run, couples, results, naive)
     files = compare.draw(found, out or results / "compare") if figure else []
     if as_json:
         show_json({**compare.document(found), "figures": [str(file) for file in files]})
