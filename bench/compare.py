@@ -22,6 +22,7 @@ from attacks.api import default_batch
 from attacks.core import MADE, RADIUS_NORMS
 from attacks.models import logits_of
 from bench import distance, views
+from bench.description import flat
 from bench.executors import one_thread
 from bench.judge import read
 from bench.metrics import (
@@ -38,7 +39,7 @@ from bench.metrics import (
 from bench.plan import slice_ids
 from bench.render import figure
 from bench.render.figure import Curve
-from bench.render.table import Table, number, percent
+from bench.render.table import Table, number, percent, setting
 from bench.runner import averaged, load_data
 from bench.spec import SCHEMA, RunSpec
 from bench.store import writing
@@ -296,13 +297,8 @@ def spread_of(found: Ratio) -> str:
 def recipe_of(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """How weights were made, flat: the network's arguments, and each field of the recipe in the manifest."""
     card = zoo.card(name)
-    found: dict[str, Any] = {"network": card.factory.rpartition(":")[2]}
-    for key, value in {**card.arguments, **manifest["recipe"]}.items():
-        if isinstance(value, Mapping):
-            found.update({f"{key} {part}": setting for part, setting in value.items()})
-        else:
-            found[key] = value
-    return found
+    network = {"network": card.factory.rpartition(":")[2]}
+    return {**network, **flat(card.arguments), **flat(manifest["recipe"])}
 
 
 def training_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -313,7 +309,7 @@ def training_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:
     for key in keys:
         values = [recipe.get(key) for recipe in recipes.values()]
         if any(value != values[0] for value in values):
-            lines.append((key.replace("_", " "), *map(_setting, values)))
+            lines.append((key.replace("_", " "), *map(setting, values)))
     lines.append(("test accuracy %", *(percent(test_accuracy(m)) for m in manifests.values())))
     lines.append(
         (
@@ -327,16 +323,6 @@ def training_table(manifests: Mapping[str, Mapping[str, Any]]) -> Table:
         "test images, from the manifests; training accuracy: in the last epoch, on images as trained on"
     )
     return Table("training", ("", *manifests), tuple(lines), note, frozenset({""}))
-
-
-def _setting(value: Any) -> str:
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={part}" for key, part in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def test_accuracy(manifest: Mapping[str, Any]) -> Estimate:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import Estimate, rate
-from bench.render.table import Table, number, spread
+from bench.render.table import Table, number, setting, spread, times
 
 if TYPE_CHECKING:
     import numpy as np
@@ -180,7 +180,7 @@ def tables(described: Mapping[str, Any]) -> list[Table]:
     manifest, tested = described["manifest"], described["test"]
     made = [*_layer_tables(described)]
     if manifest is not None:
-        made += [_recipe_table(described["model"], manifest), _curve_table(described["model"], manifest)]
+        made += [_recipe_table(described["model"], manifest), curve_table(described["model"], manifest)]
     if tested is not None:
         made += [_class_table(described["model"], tested), _confusion_table(described["model"], tested)]
     return [*made, _summary_table(described)]
@@ -192,7 +192,7 @@ def _layer_tables(described: Mapping[str, Any]) -> list[Table]:
         (
             layer["name"],
             layer["type"],
-            "–" if layer["shape"] is None else "×".join(map(str, layer["shape"])) or "1",
+            "–" if layer["shape"] is None else times(layer["shape"]) or "1",
             _grouped(layer["parameters"]),
             _grouped(layer["neurons"]),
         )
@@ -233,19 +233,21 @@ def _share(part: int, whole: int) -> str:
     return number(100 * part / whole) if whole else "–"
 
 
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's fields, or a network's arguments; those of an adversary by two words."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = value if isinstance(value, Mapping) else None
+        found |= {key: value} if inner is None else {f"{key} {part}": each for part, each in inner.items()}
+    return found
+
+
 def _recipe_table(name: str, manifest: Mapping[str, Any]) -> Table:
-    flat: dict[str, Any] = {}
-    for key, value in manifest["recipe"].items():
-        flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
-    lines = tuple((key, _plain(value)) for key, value in flat.items() if value is not None)
+    lines = tuple(
+        (key, setting(value)) for key, value in flat(manifest["recipe"]).items() if value is not None
+    )
     note = f"again, bit for bit on the same machine and versions: {manifest['command']}"
     return Table(f"{name} · training recipe", ("what", "value"), lines, note, frozenset({"what", "value"}))
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_plain(inner)}" for key, inner in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def thinned(curve: Sequence[Mapping[str, Any]], lines: int = CURVE) -> list[Mapping[str, Any]]:
@@ -255,7 +257,8 @@ def thinned(curve: Sequence[Mapping[str, Any]], lines: int = CURVE) -> list[Mapp
     return [curve[round(i * (len(curve) - 1) / (lines - 1))] for i in range(lines)]
 
 
-def _curve_table(name: str, manifest: Mapping[str, Any]) -> Table:
+def curve_table(name: str, manifest: Mapping[str, Any]) -> Table:
+    """How a network learnt, as its manifest records it."""
     curve = manifest["curve"]
     kept = thinned(curve)
     lines = tuple(
@@ -310,7 +313,7 @@ def _summary_table(described: Mapping[str, Any]) -> Table:
     lines = [
         ("what it is", described["summary"]),
         ("source", described["source"]),
-        ("dataset", f"{described['dataset']}, images {'×'.join(map(str, described['shape']))}"),
+        ("dataset", f"{described['dataset']}, images {times(described['shape'])}"),
         ("parameters", _grouped(described["counts"]["total"]["parameters"])),
         ("weights, SHA-256", described["sha256"] or "–"),
         ("structure and weights", described["fingerprint"]),

@@ -15,6 +15,7 @@ from adversarial_bench.errors import unknown
 from adversarial_bench.hashing import digest
 from attacks.core import MADE, Entry, GoalKind, ParameterError, Threat
 from attacks.registry import get, split
+from bench.render.table import times
 from bench.spec import SCHEMA, RunSpec, SpecError, draws_of
 from zoo import Build
 from zoo.datasets import Dataset, require
@@ -46,21 +47,17 @@ def settle(models: Sequence[str], dataset: str | None, build: Build) -> tuple[Da
     size = next((shape[1:] for shape, _ in takes.values() if shape), None)
     classes = build.num_classes or next((outputs for _, outputs in takes.values() if outputs), None)
     described = zoo.describe(wanted, size=size, classes=classes)
-    has = f"{described.name} has {_times(described.shape)} and {described.classes} classes"
+    has = f"{described.name} has {times(described.shape)} and {described.classes} classes"
     if build.num_classes not in (None, described.classes):
         raise SpecError(f"--num-classes is {build.num_classes}, and {has}")
     for name, (shape, outputs) in takes.items():
         if shape not in (None, described.shape):
-            raise SpecError(f"{name} takes images of {_times(shape)}, and {has}; choose another --dataset")
+            raise SpecError(f"{name} takes images of {times(shape)}, and {has}; choose another --dataset")
         if outputs not in (None, described.classes):
             raise SpecError(f"{name} has {outputs} outputs, and {has}; choose another --dataset")
     if build.num_classes is None and not build.pretrained and "" in own.values():
         build = replace(build, num_classes=described.classes)
     return described, build
-
-
-def _times(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
 
 
 @dataclass(frozen=True)

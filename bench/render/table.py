@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bench.metrics import Estimate
 
@@ -45,6 +47,22 @@ def spread(estimate: Estimate, digits: int = 2) -> str:
     """`0.112 [0.105–0.118]`: a value that is no rate, with its interval."""
     low, high = number(estimate.low, digits), number(estimate.high, digits)
     return f"{number(estimate.value, digits)} [{low}–{high}]" if estimate.n else "–"
+
+
+def times(shape: Iterable[int]) -> str:
+    """`1×28×28`."""
+    return "×".join(map(str, shape))
+
+
+def setting(value: Any) -> str:
+    """A setting as people write it: a dash for none, yes and no, settings of settings by comma."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={setting(part)}" for key, part in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def as_text(table: Table) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bench.cli.common import json_option, show, show_json
-from bench.render.table import Table
+from bench.render.table import Table, times
 
 LISTS = ("models", "attacks", "datasets", "transforms")
 DETAILS = ("parameters", "presets", "source")
@@ -120,7 +120,7 @@ def _datasets() -> Table:
     lines = tuple(
         (
             d.name,
-            "×".join(map(str, d.shape)),
+            times(d.shape),
             str(d.classes),
             ", ".join(f"{name} {split.size}" for name, split in d.splits.items()),
             ", ".join(f"{norm} {eps:g}" for norm, eps in d.eps.items()),

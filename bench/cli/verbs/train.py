@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli.common import json_option, note, results_option, show, show_json
-from bench.render.table import Table
 
 if TYPE_CHECKING:
     from zoo.training import Epoch
@@ -46,6 +45,7 @@ def command(
     import zoo
     from adversarial_bench.errors import UserError
     from bench.defences import perturbing
+    from bench.description import curve_table
     from zoo import datasets, training
 
     card = zoo.card(name)
@@ -96,13 +96,6 @@ def command(
     if as_json:
         show_json(manifest)
         return
-    rows = tuple(
-        (
-            str(e["epoch"]),
-            *(f"{e[k]:.4f}" for k in ("train_loss", "train_accuracy", "test_loss", "test_accuracy")),
-        )
-        for e in manifest["curve"]
-    )
-    heads = ("epoch", "train loss", "train accuracy", "test loss", "test accuracy")
-    show([Table(f"{name}: {100 * manifest['test_accuracy']:.2f} % on the test set", heads, rows)])
-    note(f"weights and curve in {out or results / 'train'}")
+    show([curve_table(name, manifest)])
+    reached = f"{100 * manifest['test_accuracy']:.2f} % of {manifest['test_images']} test images"
+    note(f"{reached}; weights and curve in {out or results / 'train'}")
