@@ -1,4 +1,4 @@
-"""PA2's universal test: the noise made for each class, added to one image of each digit."""
+"""PA2's universal test: the noise made for each class, added to one image of each class."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def cross_apply(
     classes: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Adds one noise per target class to one image per digit and classifies the sums, cut to [0, 1].
+    """Adds one noise per target class to one image per class and classifies the sums, cut to [0, 1].
 
     The noise of a class is adversarial - original of the first sample that reached it; the image of a
-    digit is the first of that label that the model has right. All arguments are over N samples. A class
+    class is the first of that label that the model has right. All arguments are over N samples. A class
     that no sample reached has None in its column. Source: PA2 §3c.
     """
     right = torch.from_numpy(read(logits_of(model, originals, batch_size))[0]).to(labels.device) == labels
@@ -39,8 +39,8 @@ def cross_apply(
         noises.append((adversarial - originals)[reached[0, 0]] if len(reached) else None)
     images = []
     fooled = shown = 0
-    for digit in range(classes):
-        own = ((labels == digit) & right).nonzero()
+    for own_class in range(classes):
+        own = ((labels == own_class) & right).nonzero()
         if not len(own):
             continue
         image = originals[own[0, 0]]
@@ -52,7 +52,7 @@ def cross_apply(
         row: list[int | None] = [None] * classes
         for c, predicted in zip(made, label):
             row[c] = int(predicted)
-        fooled += int((label != digit).sum())
+        fooled += int((label != own_class).sum())
         shown += len(made)
-        images.append({"label": digit, "predicted": row})
+        images.append({"label": own_class, "predicted": row})
     return {"noises": list(range(classes)), "images": images, "fooled": rate(fooled, shown).as_dict()}

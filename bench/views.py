@@ -357,7 +357,7 @@ def universal_table(document: dict[str, Any]) -> Table:
     )
     fooled = Estimate(**document["fooled"])
     note = (
-        "rows: one image of each digit; columns: the noise made for a class; cells: the class of their sum; "
+        "rows: one image of each class; columns: the noise made for a class; cells: the class of their sum; "
         f"{percent(fooled)} % no longer their own (n = {fooled.n})"
     )
     title = f"{document['model']} · native/noise as a universal perturbation"
