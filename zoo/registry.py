@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -189,9 +190,29 @@ def _load_weights(model: nn.Module, path: Path, name: str) -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over a model's printed structure and its state: names, shapes, types and bytes."""
+    """SHA-256 over a model's printed structure and its state: names, shapes, types and bytes.
+
+    And over the files of the user's that its layers' classes are written in: what `forward` does is in
+    neither.
+    """
     sha = hashlib.sha256(repr(model).encode())
+    for file in _written_in(model):
+        sha.update(file_digest(file).encode())
     for name, tensor in sorted(model.state_dict().items()):
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()
+
+
+def _written_in(model: nn.Module) -> list[Path]:
+    """The Python files, sorted, of the layers' classes that are no package's: a package has a version."""
+    found = set()
+    for kind in {type(layer) for layer in model.modules()}:
+        try:
+            file = Path(inspect.getfile(kind)).resolve()
+        except (OSError, TypeError):  # written in a notebook, or in no file at all
+            continue
+        own = file.is_relative_to(Path(__file__).resolve().parent)
+        if file.is_file() and not own and not {"site-packages", "dist-packages"} & set(file.parts):
+            found.add(file)
+    return sorted(found)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import zoo
 from bench.plan import settle
+from bench.runner import load_model
 from bench.spec import SpecError
 from tests.conftest import Answer
 from tests.zoo.test_external import libraries  # noqa: F401
@@ -193,3 +194,23 @@ def test_show_and_figures_take_data_of_the_user(
     wrong = cli("show", "cifar_vgg", "--dataset", f"npz:{file}")
     assert wrong.code == 2
     assert "cifar_vgg takes images of 3×32×32" in wrong.complaint
+
+
+def test_another_forward_is_another_model(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    code = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+"""
+    words = ("run", "--model", f"{file}:Net", "--samples", "20", *QUICK)
+    file.write_text(code)
+    assert "1 shards computed, 0 taken" in cli(*words).err
+    assert "0 shards computed, 1 taken" in cli(*words).err
+    file.write_text(code.replace("return self", "return -self"))
+    load_model.cache_clear()  # as in a process of its own
+    assert "1 shards computed, 0 taken" in cli(*words).err, "neither its layers nor its weights have changed"
