@@ -131,7 +131,8 @@ def _batch(
             active &= (near[rows] >= attack.least_hope(k)) | (near[rows] <= begun[rows])
         leaving = torch.ones_like(active) if final else ~active
         unmet = leaving & (best_score[rows] == float("-inf"))
-        best[rows[unmet]] = attack.constraint.project(x.detach(), x0)[unmet]
+        end = x.detach()[unmet]
+        best[rows[unmet]] = attack.constraint.project(end, x0[unmet]) if attack.roams else end
         if leaving.all():
             break
 
