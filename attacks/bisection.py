@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attacks.core import Entry, Goal, GoalKind, Norm, ParameterError, Result, check_eps, check_parameter
+from attacks.core import (
+    Entry,
+    Goal,
+    GoalKind,
+    Norm,
+    ParameterError,
+    Result,
+    check_eps,
+    check_parameter,
+    untold,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,10 +152,7 @@ class Bisected:
                 zeros[index] += part.zero_gradients
                 hidden = (steps[index] < 0) | (part.steps < 0)
                 steps[index] = (steps[index] + part.steps).masked_fill(hidden, -1)
-        unknown = none.float()
-        untold = {"late_gain": unknown, "closeness": unknown - torch.inf, "member": none - 1}
-        untold["trace"] = images.new_empty(len(images), 0)
-        return Result(nearest, forwards, backwards, steps, zeros, **untold)
+        return Result(nearest, forwards, backwards, steps, zeros, **untold(images))
 
 
 class Brackets:

@@ -141,6 +141,19 @@ class Result:
     """(N, steps) the objective before each step, NaN once a sample has left; (N, 0) where nobody asked."""
 
 
+def untold(images: Tensor) -> dict[str, Tensor]:
+    """The fields of a `Result` on images (N, ...) that the engine alone can tell, as where nobody did."""
+    import torch
+
+    count, device = len(images), images.device
+    return {
+        "late_gain": torch.zeros(count, device=device),
+        "closeness": torch.full((count,), -torch.inf, device=device),
+        "member": torch.full((count,), -1, device=device),
+        "trace": images.new_empty(count, 0),
+    }
+
+
 COUNTS = ("forwards", "backwards", "steps", "zero_gradients")
 """The fields of a result that add up over tries."""
 

@@ -18,6 +18,7 @@ from attacks.core import (
     Threat,
     check_eps,
     check_parameter,
+    untold,
 )
 from attacks.native import Attack
 
@@ -128,14 +129,7 @@ class Suite:
 
         nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
         counts = {name: nothing.clone() for name in COUNTS}
-        found = Result(
-            images=images.clone(),
-            late_gain=torch.zeros_like(nothing).float(),
-            closeness=nothing.float() - torch.inf,
-            member=nothing - 1,
-            trace=images.new_empty(len(images), 0),
-            **counts,
-        )
+        found = Result(images=images.clone(), **counts, **untold(images))
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
         stepped = has_steps(model, images)

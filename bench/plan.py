@@ -208,6 +208,7 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
     check(spec)
     cells = []
     for model in spec.models:
+        draws = draws_of(model, spec.eot, spec.adaptive)
         for attack in spec.attacks:
             entry = configure(spec, attack)
             kind = goal_kind(entry, spec)
@@ -228,18 +229,19 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
                         restarts=split(attack)[1].get("restarts", spec.restarts),
                         batch_size=spec.batch_size,
                         device=spec.device,
-                        eot=draws_of(model, spec.eot, spec.adaptive),
+                        eot=draws,
                     )
                 )
     sources = list(cells)
     for source, target in spec.transfers:
+        draws = draws_of(target, spec.eot, spec.adaptive)
         for cell in sources:
             if cell.model == source and cell.goal != "feature":
                 shown = replace(
                     cell,
                     model=target,
                     weights=fingerprints[target],
-                    eot=draws_of(target, spec.eot, spec.adaptive),
+                    eot=draws,
                     source=source,
                     source_key=cell.key,
                 )

@@ -189,8 +189,7 @@ def check_model(
     a missing gradient, and fewer than 4 classes.
     """
     try:
-        with frozen(model), torch.no_grad():
-            passes = [model(images).float() for _ in range(FORWARDS)]
+        passes = passes_of(model, images)
     except Exception as error:
         first = str(error).splitlines()[0]
         raise UserError(f"the model {name} fails on images {tuple(images.shape)}: {first}") from error
@@ -260,8 +259,13 @@ def has_gradient(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
 
 def is_randomised(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
     """Do passes over the same images differ?"""
+    return spread_of(passes_of(model, images)) > DRAWN
+
+
+def passes_of(model: Callable[[Tensor], Tensor], images: Tensor) -> list[Tensor]:
+    """Logits (B, K) of FORWARDS passes over the same images."""
     with frozen(model), torch.no_grad():
-        return spread_of([model(images).float() for _ in range(FORWARDS)]) > DRAWN
+        return [model(images).float() for _ in range(FORWARDS)]
 
 
 def spread_of(passes: Sequence[Tensor]) -> float:

@@ -27,6 +27,7 @@ from attacks.core import (
     check_eps,
     check_parameter,
     default_step,
+    untold,
 )
 
 if TYPE_CHECKING:
@@ -166,10 +167,7 @@ class LibraryAttack:
             found = torch.where(found.flatten(1).any(1).view(-1, 1, 1, 1), found, images)
         if self.bounded and self.eps is not None:
             found = within(found, images, self.norm, self.eps)
-        unknown = each(0).float()
-        untold = {"late_gain": unknown, "closeness": unknown - torch.inf, "member": each(-1)}
-        untold["trace"] = images.new_empty(len(images), 0)
-        return Result(found, each(forwards), each(backwards), each(-1), each(0), **untold)
+        return Result(found, each(forwards), each(backwards), each(-1), each(0), **untold(images))
 
 
 def within(found: Tensor, images: Tensor, norm: Norm, eps: float) -> Tensor:

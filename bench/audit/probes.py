@@ -16,7 +16,7 @@ from attacks.models import frozen
 from attacks.objectives import LOSSES
 from attacks.surrogates import has_steps, smoothed
 from bench.audit.subject import Subject
-from bench.runner import FORWARDS, is_probabilities, spread_of
+from bench.runner import is_probabilities, passes_of, spread_of
 
 DIRECTIONS = 16
 """Random directions along which a gradient is compared with finite differences."""
@@ -61,9 +61,8 @@ def probe(
 ) -> Probed:
     """Probes a model on images (N, C, H, W) that it has right; `seeds` (N,) draw the directions."""
     parts: list[tuple[Tensor, ...]] = []
+    passes = passes_of(model, images[:batch_size])
     with frozen(model):
-        with torch.no_grad():
-            passes = [model(images[:batch_size]).float() for _ in range(FORWARDS)]
         stepped = has_steps(model, images)
         with smoothed(model, images, subject.surrogate, 1.0) as shown:
             for start in range(0, len(images), batch_size):
