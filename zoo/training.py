@@ -240,12 +240,17 @@ def train(
 
     taught = fit(f"{card.name}.teacher") if recipe.distilled else None
     model, curve = fit(card.name, taught[0] if taught else None)
+    state, accuracy = model.state_dict(), curve[-1].test_accuracy
+    if recipe.half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+        model.load_state_dict(state)
+        accuracy = evaluate(model, *test_data)[1]
     weights = out / f"{card.name}.safetensors"
-    write_whole(weights, lambda path: save_file(model.state_dict(), path))
+    write_whole(weights, lambda path: save_file(state, path))
     manifest = {
         "model": card.name,
         "sha256": file_digest(weights),
-        "test_accuracy": curve[-1].test_accuracy,
+        "test_accuracy": accuracy,
         "test_images": len(test_data[0]),
         "recipe": asdict(recipe),
         "command": f"bench train {card.name}",

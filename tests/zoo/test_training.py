@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import bench
@@ -24,6 +25,7 @@ from zoo.cards import CARDS, Adversary, Recipe
 from zoo.training import (
     Epoch,
     TrainingError,
+    evaluate,
     flipped,
     learning_rate,
     loss_of,
@@ -251,6 +253,11 @@ def test_every_defence_learns_and_resumes_to_the_same_bytes(name: str, tmp_path:
     do = partial(train, card, recipe, *few, perturb=perturbing(adversary))
     whole = do(tmp_path / "whole")
     assert whole["curve"][1]["train_loss"] < whole["curve"][0]["train_loss"]
+    saved = tmp_path / "whole" / f"{name}.safetensors"
+    dtypes = {value.dtype for value in load_file(saved).values() if value.is_floating_point()}
+    assert dtypes == {torch.float16 if recipe.half else torch.float32}
+    accuracy = evaluate(zoo.load(name, weights=saved), *few[1])[1]
+    assert accuracy == whole["test_accuracy"], "of the network in the file, not of the one before rounding"
     ticks: list[int] = []
     last = 6 * (1 + recipe.distilled)
 
