@@ -165,6 +165,7 @@ def describe(name: str, build: Build, data: str | None, eot: int | None, device:
         "source": card.source,
         "dataset": dataset.name,
         "shape": list(dataset.shape),
+        "classes": [dataset.called(c) for c in range(dataset.classes)],
         "sha256": file_digest(Path(build.weights)) if build.weights else (shipped or {}).get("sha256"),
         "fingerprint": fingerprint(network),
         "layers": [asdict(layer) for layer in found],
@@ -182,7 +183,7 @@ def tables(described: Mapping[str, Any]) -> list[Table]:
     if manifest is not None:
         made += [_recipe_table(described["model"], manifest), curve_table(described["model"], manifest)]
     if tested is not None:
-        made += [_class_table(described["model"], tested), _confusion_table(described["model"], tested)]
+        made += [_class_table(described), _confusion_table(described)]
     return [*made, _summary_table(described)]
 
 
@@ -276,36 +277,51 @@ def curve_table(name: str, manifest: Mapping[str, Any]) -> Table:
     return Table(f"{name} · training curve", columns, lines, hidden)
 
 
-def _class_table(name: str, tested: Mapping[str, Any]) -> Table:
-    found = tested["classes"]
+def _labelled(described: Mapping[str, Any], label: int) -> str:
+    """A class's number, and its name where it has one."""
+    name = described["classes"][label]
+    return str(label) if name == str(label) else f"{label} {name}"
+
+
+def _class_table(described: Mapping[str, Any]) -> Table:
+    name, found = described["model"], described["test"]["classes"]
     note = ""
     if len(found) > CLASSES:
         shown = [c for c in found if c["support"]]
         found = sorted(shown, key=lambda c: c["f1"] or 0.0)[:HARDEST]
-        note = f"the {len(found)} of {len(tested['classes'])} classes with the least f1; --json has all"
+        note = f"the {len(found)} of {len(described['classes'])} classes with the least f1; --json has all"
     lines = tuple(
         (
-            str(c["class"]),
+            _labelled(described, c["class"]),
             *("–" if c[what] is None else number(c[what], 4) for what in ("precision", "recall", "f1")),
             str(c["support"]),
         )
         for c in found
     )
-    return Table(f"{name} · per class", ("class", "precision", "recall", "f1", "support"), lines, note)
+    return Table(
+        f"{name} · per class",
+        ("class", "precision", "recall", "f1", "support"),
+        lines,
+        note,
+        frozenset({"class"}),
+    )
 
 
-def _confusion_table(name: str, tested: Mapping[str, Any]) -> Table:
-    matrix = tested["confusion"]
-    title = f"{name} · confusion"
+def _confusion_table(described: Mapping[str, Any]) -> Table:
+    matrix = described["test"]["confusion"]
+    title = f"{described['model']} · confusion"
     if len(matrix) > CLASSES:
         pairs = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
         worst = sorted(pairs, reverse=True)[:HARDEST]
-        frequent = tuple((str(i), str(j), str(n)) for n, i, j in worst)
+        frequent = tuple((_labelled(described, i), _labelled(described, j), str(n)) for n, i, j in worst)
         note = f"the {len(worst)} most frequent of {len(pairs)} confusions; --json has the matrix"
-        return Table(title, ("true", "called", "images"), frequent, note)
+        return Table(title, ("true", "called", "images"), frequent, note, frozenset({"true", "called"}))
     heads = tuple(map(str, range(len(matrix))))
-    lines = tuple((str(i), *(str(n) if n else "·" for n in row)) for i, row in enumerate(matrix))
-    return Table(title, ("true", *heads), lines, "rows: true class; columns: what it was called; images")
+    lines = tuple(
+        (_labelled(described, i), *(str(n) if n else "·" for n in row)) for i, row in enumerate(matrix)
+    )
+    note = "rows: true class; columns: what it was called; images"
+    return Table(title, ("true", *heads), lines, note, frozenset({"true"}))
 
 
 def _summary_table(described: Mapping[str, Any]) -> Table:

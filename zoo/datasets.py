@@ -74,6 +74,12 @@ class Dataset:
     """Where it is fetched from, first choice first: each leaves files of these names under a folder."""
     remark: str = ""
     """What was done to the images."""
+    names: tuple[str, ...] = ()
+    """Of the classes, where they have any."""
+
+    def called(self, label: int) -> str:
+        """What people call a class: its name, or its number; `?` for none, -1."""
+        return "?" if label < 0 else self.names[label] if self.names else str(label)
 
 
 def folder() -> Path:
@@ -276,6 +282,10 @@ DATASETS: dict[str, Dataset] = {
         },
         eps=NATURAL,
         read=_read,
+        names=(
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
+        ),
         sources={"torchvision": _cifar10_batches, "npm": _cifar10_sheets},
     ),
     "fashion_mnist": Dataset(
@@ -295,6 +305,10 @@ DATASETS: dict[str, Dataset] = {
         },
         eps=_GREY,
         read=_read,
+        names=(
+            *("T-shirt", "trouser", "pullover", "dress", "coat"),
+            *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+        ),
         sources={"torchvision": partial(_through_torchvision, "FashionMNIST")},
     ),
 }

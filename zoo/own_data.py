@@ -63,13 +63,15 @@ def _look(name: str, size: tuple[int, int] | None, classes: int | None) -> Datas
     path = Path(found["path"]).expanduser().absolute()
     if not path.exists():
         raise DataError(f"{name}: there is no {path}")
+    names: tuple[str, ...] = ()
     if found["kind"] == "npz":
         images, labels = read_npz(path, classes)
         shape, count = images.shape[1:], len(images)
         classes, remark = classes or int(labels.max()) + 1, ""
         mark, read = f"@{classes}", partial(read_npz, path, classes)
     else:
-        shape, count, classes, remark = _look_at_folder(path, size)
+        shape, count, names, remark = _look_at_folder(path, size)
+        classes = len(names)
         mark = f"@{size[0]}x{size[1]}" if size else ""
         read = partial(read_folder, path, shape[1:])
     whole = content_digest(path, str(path))
@@ -84,6 +86,7 @@ def _look(name: str, size: tuple[int, int] | None, classes: int | None) -> Datas
         eps=NATURAL,
         read=lambda dataset, part: read(),
         remark=remark,
+        names=names,
     )
 
 
@@ -152,8 +155,10 @@ def _files(path: Path) -> tuple[list[str], list[tuple[Path, int]]]:
     return classes, found
 
 
-def _look_at_folder(path: Path, size: tuple[int, int] | None) -> tuple[tuple[int, int, int], int, int, str]:
-    """The shape of its images, their number and that of its classes, and what is done to them."""
+def _look_at_folder(
+    path: Path, size: tuple[int, int] | None
+) -> tuple[tuple[int, int, int], int, tuple[str, ...], str]:
+    """The shape of its images, their number, its classes' names, and what is done to the images."""
     from PIL import Image, UnidentifiedImageError
 
     classes, files = _files(path)
@@ -174,7 +179,7 @@ def _look_at_folder(path: Path, size: tuple[int, int] | None) -> tuple[tuple[int
         (size,) = sizes
     changed = len(files) - sizes.get(size, 0)
     remark = f"{changed} of {len(files)} images are resized and centre-cropped to {size[0]}×{size[1]}"
-    return (3, *size), len(files), len(classes), remark if changed else ""
+    return (3, *size), len(files), tuple(classes), remark if changed else ""
 
 
 def read_folder(path: Path, size: tuple[int, int]) -> Arrays:

@@ -9,7 +9,7 @@ import torch
 from matplotlib.colors import ListedColormap
 
 from attacks.api import targets_by
-from bench.figures.draw import SIGNED, bar, bare, change, heat, joined, panels, picture, said, side
+from bench.figures.draw import SIGNED, aimed, bar, bare, change, heat, joined, panels, picture, said, side
 from bench.figures.study import SHOWN, Made, Reading, Study
 from bench.judge import distances
 from bench.metrics import Estimate
@@ -33,6 +33,7 @@ def _before_after(
     """Originals, differences and what came of them, a column per image; with room for `more` inches below."""
     delta = (made.reading.images - before.images).cpu()
     limit = float(delta.abs().max()) or 1.0
+    originals, after = study.named(before), study.named(made.reading)
     far = distances(made.reading.images, before.images)
     met = "called another class" if targets is None else "called the class it was to reach"
     heights = [1.15, 1.15, 1.15, *([more] if more else [])]
@@ -42,21 +43,20 @@ def _before_after(
         f"seed {study.seed}",
         heights,
         len(delta),
-        gap=(0.12, 0.42),
+        gap=(0.12, 0.5),
         margins=(1.0, 1.0),
     )
     for i, (first, second, third) in enumerate(zip(*rows[:3])):
-        label, called = int(before.labels[i]), int(made.reading.predicted[i])
-        picture(first, before.images[i], said(label, int(before.predicted[i]), before.confidence[i]))
+        label, _, _ = own = originals[i]
+        _, called, confidence = after[i]
+        picture(first, before.images[i], said(*own))
         change(second, delta[i], limit, f"{far['l0'][i]:.0f} px, most {far['linf'][i]:.3g}")
-        aim = f"to {int(targets[i])}: " if targets is not None else ""
-        fooled = called != label if targets is None else called == int(targets[i])
-        picture(
-            third,
-            made.reading.images[i],
-            f"{aim}called {called} ({made.reading.confidence[i]:.2f})",
-            marked=fooled,
-        )
+        if targets is None:
+            title, fooled = f"called {called} ({confidence:.2f})", called != label
+        else:
+            target = study.dataset.called(int(targets[i]))
+            title, fooled = aimed(target, called, confidence), called == target
+        picture(third, made.reading.images[i], title, marked=fooled)
     for row, name in zip(rows, ("original", "change", "changed")):
         side(row[0], name)
     # In colour a difference has a sign per channel, and is drawn around grey.

@@ -158,11 +158,17 @@ def heat(axes: Axes, values: np.ndarray, text: np.ndarray | None = None, **shown
     axes.tick_params(labelsize=7, length=2, rotation=0)
 
 
-def said(label: int, predicted: int, confidence: float) -> str:
+def said(label: str, called: str, confidence: float) -> str:
     """`7 (0.99)` for an image that is called its own class, else `7, called 2 (0.81)`."""
-    called = "?" if predicted == -1 else str(predicted)
-    return (
-        f"{label} ({confidence:.2f})"
-        if label == predicted
-        else f"{label}, called {called} ({confidence:.2f})"
-    )
+    if label == called:
+        return f"{label} ({confidence:.2f})"
+    return f"{label},{_next(label, called)}called {called} ({confidence:.2f})"
+
+
+def aimed(target: str, called: str, confidence: float) -> str:
+    """`to 3: called 2 (0.81)`: on two lines if long."""
+    return f"to {target}:{_next(target, called)}called {called} ({confidence:.2f})"
+
+
+def _next(first: str, second: str) -> str:
+    return "\n" if len(first + second) > 5 else " "

@@ -103,8 +103,7 @@ def feature_maps(study: Study) -> Figure:
     for i, image in enumerate(shown.images):
         for j, (name, row) in enumerate(zip(layers, rows[i * len(layers) :])):
             if j == 0:
-                own = said(int(shown.labels[i]), int(shown.predicted[i]), shown.confidence[i])
-                picture(row[0], image, f"class {own}")
+                picture(row[0], image, said(*study.named(shown)[i]))
             else:
                 row[0].remove()
             remove(row[1 + count[name] :])

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from bench.figures.draw import AMOUNT, RIGHT, panels, picture, remove, tiled
+from bench.figures.draw import AMOUNT, RIGHT, aimed, panels, picture, remove, tiled
 from bench.figures.study import SHOWN, Made, Study
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def logit_ascent(study: Study) -> Figure:
     """PA2 §3a: an image of each class from noise, its probability, and the logit C at every step."""
     made = _from_black(study, "logit_ascent", preset="report")
     images, trace = made.reading.images, made.result.trace.cpu().numpy()
+    named = study.named(made.reading)
     blocks = -(-len(images) // COLUMNS)
     figure, rows = panels(
         f"{study.name}: images of a class made from noise",
@@ -44,8 +45,8 @@ def logit_ascent(study: Study) -> Figure:
     room = 0.05 * (high - low)
     for i, image in enumerate(images):
         above, below = (rows[2 * (i // COLUMNS) + k][i % COLUMNS] for k in (0, 1))
-        called, confidence = int(made.reading.predicted[i]), made.reading.confidence[i]
-        picture(above, image, f"for {i}: called {called} ({confidence:.2f})", marked=called != i)
+        wanted, called, confidence = named[i]
+        picture(above, image, aimed(wanted, called, confidence), marked=called != wanted)
         below.plot(trace[i], color=RIGHT, linewidth=1.2)
         below.set_ylim(low - room, high + room)
         below.spines[["top", "right"]].set_visible(False)
@@ -83,7 +84,7 @@ def image_opt(study: Study) -> Figure:
     for i, (axes, curve) in enumerate(rows):
         tiles = images[i : i + 1, :, 0] if images.shape[2] == 1 else images[i : i + 1].permute(0, 1, 3, 4, 2)
         heads = [f"λ {weight:.2g}" for weight in WEIGHTS] if i == 0 else []
-        tiled(axes, tiles.numpy(), [str(i)], heads, cmap="gray", vmin=0, vmax=1)
+        tiled(axes, tiles.numpy(), [study.dataset.called(i)], heads, cmap="gray", vmin=0, vmax=1)
         for part, shade in zip(made, shades):
             curve.plot(part.result.trace[i].cpu(), color=shade, linewidth=1)
         curve.spines[["top", "right"]].set_visible(False)

@@ -101,7 +101,7 @@ def occlusion(study: Study) -> Figure:
     named = max(len(tops), len(lefts)) <= NAMED
     for i, (label, image) in enumerate(zip(labels, images)):
         above, below = (rows[2 * (i // COLUMNS) + k][i % COLUMNS] for k in (0, 1))
-        picture(above, image, f"class {label}, uncovered {shown.confidence[i]:.2f}")
+        picture(above, image, f"{study.dataset.called(label)}, uncovered {shown.confidence[i]:.2f}")
         called = found.predicted[i]
         wrong = called != label
         text = np.where(called == -1, "?", called.astype(str)) if named else np.where(wrong, "·", "")

@@ -87,6 +87,16 @@ class Study:
         """What the model is shown. Raises SpecError where the two do not fit."""
         return self._settled[0]
 
+    def named(self, reading: Reading) -> list[tuple[str, str, float]]:
+        """Of each image: what its class and the predicted one are called, and the latter's probability."""
+        called = self.dataset.called
+        return [
+            (called(label), called(predicted), float(confidence))
+            for label, predicted, confidence in zip(
+                reading.labels.tolist(), reading.predicted.tolist(), reading.confidence
+            )
+        ]
+
     @cached_property
     def network(self) -> nn.Module:
         """The network itself, whose layers are looked into."""

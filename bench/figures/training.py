@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,7 +47,8 @@ def confusion(study: Study) -> Figure:
     matrix = np.array(found["confusion"])
     classes = len(matrix)
     named = classes <= CLASSES
-    side = 5.0 if named else 7.0
+    # Ten names side by side need the room.
+    side = 7.0 if study.dataset.names or not named else 5.0
     errors = matrix * (1 - np.eye(classes, dtype=int))
     figure, ((axes,),) = panels(
         f"{study.name}: confusion on {len(tested.labels)} test images of {study.dataset.name}",
@@ -55,12 +56,15 @@ def confusion(study: Study) -> Figure:
         [side],
         1,
         width=side,
-        margins=(0.8, 0.9),
+        margins=(1.0, 0.9),
     )
     text = np.where(matrix > 0, matrix.astype(str), "") if named else None
     top = max(1, int(errors.max()))
-    shown = {"mask": np.eye(classes, dtype=bool)} if named else {}
+    shown: dict[str, Any] = {"mask": np.eye(classes, dtype=bool)} if named else {}
     axes.set_facecolor("#E8E8E8")
+    if named:
+        names = [study.dataset.called(c) for c in range(classes)]
+        shown |= {"xticklabels": names, "yticklabels": names}
     heat(axes, errors, None, cmap="Oranges", vmin=0, vmax=top, linewidths=0.5 * named, **shown)
     if text is not None:
         for (row, column), cell in np.ndenumerate(text):
@@ -85,8 +89,6 @@ def predictions(study: Study) -> Figure:
         margins=(0.3, 0.3),
     )
     boxes = [axes for row in rows for axes in row]
-    for axes, image, label, predicted, confidence in zip(
-        boxes, shown.images, shown.labels.tolist(), shown.predicted, shown.confidence
-    ):
-        picture(axes, image, said(label, predicted, confidence), marked=label != predicted)
+    for axes, image, (label, called, confidence) in zip(boxes, shown.images, study.named(shown)):
+        picture(axes, image, said(label, called, confidence), marked=label != called)
     return figure

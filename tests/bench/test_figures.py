@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import zoo
 from adversarial_bench.errors import UserError
 from bench.figures import FIGURES
+from bench.figures.draw import said
 from bench.figures.occlusion import occluded
 from bench.figures.study import Study
 from bench.render.figure import save
@@ -105,6 +106,21 @@ def test_one_image_of_each_class_that_the_model_has_right() -> None:
     assert Study("mnist_cnn", seed=1).one_each.images.ne(shown.images).any()
 
 
+def test_classes_go_by_their_names() -> None:
+    figure = FIGURES["confusion"].draw(Study("cifar_cnn@crop"))
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()][:3] == [
+        "airplane",
+        "automobile",
+        "bird",
+    ]
+    shown = Study("cifar_cnn@crop").one_each
+    figure = FIGURES["ink_target"].draw(Study("cifar_cnn@crop", steps=1))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0] == said("airplane", "airplane", shown.confidence[0])
+    assert titles[20].startswith("to automobile:\ncalled ")
+    assert said("3", "-", 0.5) == "3, called - (0.50)", "short ones share a line"
+
+
 def test_curves_have_the_batch_norm_peer() -> None:
     def legend(name: str) -> str:
         figure = FIGURES["curves"].draw(Study(name))
@@ -154,6 +170,7 @@ def test_images_in_colour() -> None:
         (("mnist_cnn", "--colour", "blue"), "black, grey, white"),
         (("mnist_cnn", "--colour", "1.5"), "from 0 to 1"),
         (("mnist_cnn", "--classes", "0,12"), "'12'"),
+        (("cifar_cnn@crop", "--classes", "0,ships"), "did you mean ship"),
         (("mnist_cnn", "--format", "gif"), "png, svg"),
         (("planted:noise",), "--eot"),
         (("mnist_cnn", "--stride", "0"), "--stride"),

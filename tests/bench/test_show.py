@@ -139,6 +139,12 @@ def test_show(cli: Cli) -> None:
         assert words in out
 
 
+def test_classes_have_their_names(cli: Cli) -> None:
+    out = cli("show", "cifar_cnn@crop").out
+    table = out.partition("per class")[2]
+    assert [line.split()[1] for line in table.splitlines()[3:5]] == ["airplane", "automobile"]
+
+
 def test_show_of_a_model_without_a_manifest(cli: Cli, linear_file: str) -> None:
     answer = cli("show", linear_file)
     assert answer.code == 0
@@ -153,6 +159,7 @@ def test_many_classes_are_shown_by_the_hardest() -> None:
     called[:3] = 7
     described = {"model": "m", "test": report(labels, called, 30), "manifest": None, "flags": []}
     described |= {"summary": "", "source": "", "dataset": "d", "shape": [1], "sha256": None}
+    described["classes"] = list(map(str, range(30)))
     described |= {"fingerprint": "", "layers": [], "counts": counts([])}
     shown = {table.title: table for table in tables(described)}
     assert [row[0] for row in shown["m · per class"].rows][:2] == ["0", "7"]

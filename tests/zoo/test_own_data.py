@@ -47,6 +47,8 @@ def test_a_folder_per_class_is_read_losslessly_in_order(
     assert (images.permute(0, 2, 3, 1) * 255).round().byte().numpy().tolist() == photos[0][order].tolist()
     assert labels.tolist() == [present.index(photos[1][i]) for i in order]
     assert not dataset.remark
+    folders = sorted(each.name for each in tree.iterdir())
+    assert [dataset.called(c) for c in range(dataset.classes)] == folders
     with pytest.raises(KeyError, match="known: test"):
         zoo.data(dataset.name, split="train")
 

@@ -54,7 +54,10 @@ COLOURS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 )
 @click.option("--layer", help="The later layer of filters, and the layer of feature_ascent.")
 @click.option(
-    "--classes", default="0,4,7", show_default=True, help="Classes whose feature maps are shown, by comma."
+    "--classes",
+    default="0,4,7",
+    show_default=True,
+    help="Classes whose feature maps are shown, by comma: numbers or names.",
 )
 @click.option(
     "--patch",
@@ -121,7 +124,7 @@ def command(
     kinds = _chosen("format", formats, FORMATS)
 
     described, build = settle([name], dataset, zoo.Build(weights, pretrained, num_classes))
-    names = tuple(map(str, range(described.classes)))
+    labels = {spelt: c for c in range(described.classes) for spelt in (str(c), described.called(c))}
     study = Study(
         name,
         build,
@@ -131,7 +134,7 @@ def command(
         seed=seed,
         steps=steps,
         layer=layer,
-        classes=tuple(int(_chosen("class", c, names)[0]) for c in classes.split(",")),
+        classes=tuple(labels[name] for name in _chosen("class", classes, tuple(labels))),
         patch=patch,
         stride=stride,
         colour=shade,
