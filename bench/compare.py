@@ -42,7 +42,6 @@ from bench.render.figure import Curve
 from bench.render.table import Table, number, percent, setting
 from bench.runner import averaged, load_data
 from bench.spec import SCHEMA, RunSpec
-from bench.store import writing
 from bench.timing import Ratio, measure_inference, ratio, stored_ratio
 from zoo.registry import manifest
 from zoo.transforms import split
@@ -620,11 +619,4 @@ def draw(found: Comparison, folder: Path) -> list[Path]:
         figures[f"{spec.id}-training"] = figure.training(
             {name: trained["curve"] for name, trained in found.manifests.items()}, caption
         )
-    files = []
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, made in figures.items():
-            for form in figure.FORMATS:
-                files.append(folder / f"{name}.{form}")
-                figure.save(made, files[-1], form)
-    return files
+    return figure.save_each(figures, folder)

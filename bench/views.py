@@ -19,6 +19,7 @@ from bench.metrics import (
     threats,
     worst_case,
 )
+from bench.render.figure import Rates
 from bench.render.table import Table, number, percent, spread
 from bench.spec import SCHEMA
 
@@ -322,30 +323,37 @@ def transfer_tables(rows: pd.DataFrame) -> list[Table]:
     return found
 
 
-def transfer_matrices(rows: pd.DataFrame, models: tuple[str, ...]) -> list[Table]:
-    """A source × target matrix per attack: share of the source's successes that fool the target.
+def transfer_rates(rows: pd.DataFrame, models: Sequence[str]) -> dict[str, Rates]:
+    """Of each attack by its title, the share of a source's successes that fool a target.
 
-    On the diagonal stands the attack's own success rate on its source.
+    On the diagonal stands the attack's own success rate on its source; None is where no image was shown.
     """
-    found = []
+    found: dict[str, Rates] = {}
     keys = ["attack", "norm", "eps", "goal"]
     for (attack, norm, eps, _), group in rows.assign(eps=rows["eps"].fillna(-1)).groupby(keys, sort=False):
-        lines = []
-        for source in models:
-            own = group[(group["model"] == source) & (group["source"] == "")]
-            line = []
-            for target in models:
-                if source == target:
-                    cell = cell_metrics(own).attack_success_rate if len(own) else None
-                else:
-                    there = group[(group["model"] == target) & (group["source"] == source)]
-                    cell = shown_rate(there) if len(there) else None
-                line.append("–" if cell is None else f"{percent(cell)} n={cell.n}")
-            lines.append((source, *line))
+
+        def rate_of(source: str, target: str, group: pd.DataFrame = group) -> Estimate | None:
+            own = source == target
+            there = group[(group["model"] == target) & (group["source"] == ("" if own else source))]
+            if not len(there):
+                return None
+            return cell_metrics(there).attack_success_rate if own else shown_rate(there)
+
         title = f"{attack} · {threat_name(norm, eps if eps >= 0 else math.nan)}"
-        note = "rows: made on; columns: shown to; diagonal: success on the source itself; in %"
-        left = frozenset({"made on"})
-        found.append(Table(title, ("made on", *models), tuple(lines), note, left))
+        found[title] = {source: {target: rate_of(source, target) for target in models} for source in models}
+    return found
+
+
+def transfer_matrices(rates: Mapping[str, Rates]) -> list[Table]:
+    """`transfer_rates` as a source × target table per attack."""
+    note = "rows: made on; columns: shown to; diagonal: success on the source itself; in %"
+    found = []
+    for title, of_attack in rates.items():
+        lines = tuple(
+            (source, *("–" if cell is None else f"{percent(cell)} n={cell.n}" for cell in line.values()))
+            for source, line in of_attack.items()
+        )
+        found.append(Table(title, ("made on", *of_attack), lines, note, frozenset({"made on"})))
     return found
 
 

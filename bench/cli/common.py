@@ -83,6 +83,18 @@ workers_option = click.option(
 )
 
 
+def figure_options(folder: str, what: str) -> Callable[[F], F]:
+    """What the verbs take that draw beside their tables, by default under the results' `folder`."""
+    return options(
+        click.option("--figure/--no-figure", default=True, show_default=True, help=what),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path, file_okay=False),
+            help=f"The figures' folder.  [default: RESULTS/{folder}]",
+        ),
+    )
+
+
 def slice_options(samples: int) -> Callable[[F], F]:
     """What `run` and `transfer` both take, with this default number of samples."""
     return options(

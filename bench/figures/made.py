@@ -38,7 +38,7 @@ def logit_ascent(study: Study) -> Figure:
         [1.5, 1.0] * blocks,
         COLUMNS,
         width=1.9,
-        gap=(0.2, 0.45),
+        gap=(0.2, 0.55),
         margins=(0.8, 0.3),
     )
     low, high = np.nanmin(trace), np.nanmax(trace)

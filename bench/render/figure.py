@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ PANEL = (4.6, 3.5)
 """Inches, the legend included."""
 LETTERS = 74
 """Of a caption's line, per panel."""
+
+
+Rates = Mapping[str, Mapping[str, Estimate | None]]
+"""Of each source, then of each target; None where nothing was shown."""
+ACROSS = 3
+"""The most heat maps side by side."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,56 @@ def training(curves: Mapping[str, Sequence[Mapping[str, float]]], caption: str) 
     return figure
 
 
+def transfers(rates: Mapping[str, Rates], caption: str) -> Figure:
+    """A source × target heat map per attack: the rate in % over its interval, the diagonal framed."""
+    import numpy as np
+    import seaborn
+    from matplotlib.patches import Rectangle
+
+    first = next(iter(rates.values()))
+    side = 1.2 + 0.62 * len(first)
+    rows = -(-len(rates) // ACROSS)
+    across = -(-len(rates) // rows)
+    figure, panels = _panels(len(rates), caption, rows, (side + 0.6, side))
+    for i, (axes, (title, of_attack)) in enumerate(zip(panels, rates.items())):
+        cells = [[of_attack[source][target] for target in of_attack] for source in of_attack]
+        values = np.array([[math.nan if c is None else 100 * c.value for c in line] for line in cells])
+        text = [
+            [
+                "–" if c is None else f"{100 * c.value:.0f}\n{100 * c.low:.0f}–{100 * c.high:.0f}\nn = {c.n}"
+                for c in line
+            ]
+            for line in cells
+        ]
+        seaborn.heatmap(
+            values,
+            ax=axes,
+            annot=np.array(text),
+            fmt="",
+            annot_kws={"size": 6.5},
+            cmap="cividis",
+            vmin=0,
+            vmax=100,
+            square=True,
+            cbar=False,
+            xticklabels=list(of_attack),
+            yticklabels=list(of_attack) if i % across == 0 else False,
+        )
+        for k in range(len(cells)):
+            axes.add_patch(Rectangle((k, k), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.8))
+        axes.set_title(title, fontsize=9)
+        axes.set_facecolor("0.88")
+        axes.grid(visible=False)
+        axes.tick_params(axis="x", labelsize=7, rotation=35)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+        axes.tick_params(axis="y", labelsize=7, rotation=0)
+        if i % across == 0:
+            axes.set_ylabel("made on")
+        axes.set_xlabel("shown to")
+    return figure
+
+
 def save(figure: Figure, path: Path, form: str) -> None:
     """Writes a figure whole, as `png` or `svg`: the same figure, the same bytes."""
     import matplotlib
@@ -97,15 +154,35 @@ def save(figure: Figure, path: Path, form: str) -> None:
         write_whole(path, lambda aside: figure.savefig(aside, format=form, metadata=metadata))
 
 
-def _panels(count: int, caption: str) -> tuple[Figure, list[Axes]]:
-    """Panels side by side over a caption, without pyplot and its global state."""
+def save_each(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Writes figures by these names into a folder, each in every format, and returns the files.
+
+    Raises StoreError where the folder cannot be written to.
+    """
+    from bench.store import writing
+
+    files = []
+    with writing(folder):
+        for name, figure in figures.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            for form in FORMATS:
+                files.append(folder / f"{name}.{form}")
+                save(figure, files[-1], form)
+    return files
+
+
+def _panels(
+    count: int, caption: str, rows: int = 1, size: tuple[float, float] = PANEL
+) -> tuple[Figure, list[Axes]]:
+    """Panels of a size in inches, in rows over a caption, without pyplot and its global state."""
     from matplotlib.figure import Figure
 
-    width, height = PANEL
-    wrapped = textwrap.fill(caption, LETTERS * count)
+    across = -(-count // rows)
+    width, height = size
+    wrapped = textwrap.fill(caption, int(LETTERS * across * width / PANEL[0]))
     lines = wrapped.count("\n") + 1
-    figure = Figure(figsize=(width * count, height + 0.16 * lines), dpi=200, layout="constrained")
-    panels = [figure.add_subplot(1, count, i + 1) for i in range(count)]
+    figure = Figure(figsize=(width * across, height * rows + 0.16 * lines), dpi=200, layout="constrained")
+    panels = [figure.add_subplot(rows, across, i + 1) for i in range(count)]
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", linewidth=0.5, color="0.88")

@@ -22,7 +22,9 @@ import bench
 from adversarial_bench.errors import UnknownNameError
 from attacks.core import ParameterError
 from attacks.registry import select
+from bench.metrics import rate
 from bench.plan import slice_ids
+from bench.render.figure import transfers
 from bench.store import RunFolder
 from tests.conftest import Answer
 
@@ -395,6 +397,19 @@ def test_the_transfer_matrix_has_every_pair(cli: Cli) -> None:
     assert "native/ink" in table[0]
     assert [line.split()[0] for line in table[3:5]] == ["mnist_relu", "mnist_bnn"]
     assert all(line.count("n=") == 2 for line in table[3:5])
+
+
+def test_the_transfer_matrix_is_drawn_as_a_heat_map(cli: Cli, tmp_path: Path) -> None:
+    words = ("transfer", "--models", "mnist_relu,mnist_bnn", "--attack", "ink,logit_ascent", *QUICK)
+    found = cli(*words, "--json", "--out", str(tmp_path / "drawn")).json
+    assert [Path(file).suffix for file in found["figures"]] == [".png", ".svg"]
+    assert all(Path(file).parent == tmp_path / "drawn" for file in found["figures"])
+    assert cli(*words, "--json", "--no-figure").json["figures"] == []
+    rates = {"ink": {"a": {"a": rate(9, 10), "b": None}, "b": {"a": rate(1, 4), "b": rate(0, 8)}}}
+    drawn = transfers(rates, "caption").axes[0]
+    assert [text.get_text().split("\n")[0] for text in drawn.texts] == ["90", "25", "0"]
+    assert drawn.collections[0].get_array().filled(-1).ravel().tolist() == [90, -1, 25, 0]
+    assert [label.get_text() for label in drawn.get_yticklabels()] == ["a", "b"]
 
 
 def test_noise_is_tried_as_a_universal_perturbation(cli: Cli) -> None:

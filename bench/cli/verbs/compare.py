@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bench.cli.common import note, show, show_json, slice_options
+from bench.cli.common import figure_options, note, show, show_json, slice_options
 from bench.cli.verbs.run import build_spec, check_accuracy, fail_where_due, perform
 
 SAMPLES = 500
@@ -25,14 +25,7 @@ SAMPLES = 500
     "--attack", "attacks", default="standard", show_default=True, help="Attacks, as for `bench run`."
 )
 @click.option("--all-pairs", is_flag=True, help="Compare every two models, not only each with the first.")
-@click.option(
-    "--figure/--no-figure", default=True, help="Draw robust accuracy against eps, and training curves."
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The figures' folder.  [default: RESULTS/compare]",
-)
+@figure_options("compare", "Draw robust accuracy against eps, and training curves.")
 @slice_options(SAMPLES)
 def command(
     models: str,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from bench.cli.common import note, show, show_json, slice_options
-from bench.cli.verbs.run import SAMPLES, build_spec, perform
+from bench.cli.common import figure_options, note, show, show_json, slice_options
+from bench.cli.verbs.run import SAMPLES, build_spec, fail_where_due, perform
 
 DEFAULT = "ink,ink_target,ink_binary,fgsm,pgd,pgd_l2"
 
@@ -15,10 +16,14 @@ DEFAULT = "ink,ink_target,ink_binary,fgsm,pgd,pgd_l2"
 @click.command(epilog="Example:  bench transfer --models mnist_relu,mnist_bnn --attack 'ink*' --samples 500")
 @click.option("--models", required=True, help="Two models or more, by comma: each is source and target.")
 @click.option("--attack", "attacks", default=DEFAULT, show_default=True, help="Attacks, as for `bench run`.")
+@figure_options("transfer", "Draw the matrices as heat maps.")
 @slice_options(SAMPLES)
-def command(models: str, attacks: str, as_json: bool, **rest: Any) -> None:
+def command(
+    models: str, attacks: str, figure: bool, out: Path | None, results: Path, as_json: bool, **rest: Any
+) -> None:
     """Show one model's adversarial images to another: a source × target matrix per attack."""
     from bench import views
+    from bench.render.figure import save_each, transfers
     from bench.spec import SpecError
 
     chosen = tuple(dict.fromkeys(filter(None, (name.strip() for name in models.split(",")))))
@@ -26,12 +31,23 @@ def command(models: str, attacks: str, as_json: bool, **rest: Any) -> None:
         raise SpecError("bench transfer takes at least two models, as in --models mnist_relu,mnist_bnn")
     pairs = tuple((source, target) for source in chosen for target in chosen if source != target)
     spec = build_spec(chosen, attacks, weights=None, transfers=pairs, **rest)
-    run = perform(spec, rest["results"], rest["workers"])
+    run = perform(spec, results, rest["workers"])
+    rates = views.transfer_rates(run.rows, chosen)
+    caption = (
+        "Of the images that fooled the network they were made on, the share that fools another one which had "
+        "the original right, in %, over its 95 % interval (Wilson). Framed: the attack's success on its own "
+        f"network. Of {spec.samples} {spec.dataset} test images, n stand behind a rate."
+    )
+    drawn = {spec.id: transfers(rates, caption)} if figure else {}
+    files = save_each(drawn, out or results / "transfer")
     if as_json:
-        show_json(views.document(run))
-        return
-    show(views.transfer_matrices(run.rows, chosen))
-    for model, flags in run.model_flags.items():
-        if flags:
-            note(f"{model}: {'; '.join(flags)}")
-    note(f"\nstored in {run.folder.path}")
+        show_json({**views.document(run), "figures": [str(file) for file in files]})
+    else:
+        show(views.transfer_matrices(rates))
+        for model, flags in run.model_flags.items():
+            if flags:
+                note(f"{model}: {'; '.join(flags)}")
+        for file in files:
+            note(f"drawn in {file}")
+        note(f"\nstored in {run.folder.path}")
+    fail_where_due(run)
