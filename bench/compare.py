@@ -27,6 +27,7 @@ from bench.executors import one_thread
 from bench.judge import read
 from bench.metrics import (
     DISTANCE,
+    SUITE,
     Estimate,
     attempts,
     holm,
@@ -57,6 +58,11 @@ GRID = 120
 PASSES = 7
 TIMED = 256
 """Images of a timed inference pass, and how many passes there are."""
+
+NAIVE = r"(native|foolbox|art)/(pgd|apgd_ce)(_l[12])?"
+"""Attacks that ascend cross-entropy by the model's own gradient, as a first evaluation does."""
+MASKED = 0.05
+"""Share of samples."""
 
 Outcomes = Mapping[str, Mapping[str, pd.Series]]
 """By threat, `clean` among them, and by model: was each sample_id right (and stayed right)?"""
@@ -388,6 +394,32 @@ def naive_findings(naive: Outcomes, adaptive: Outcomes) -> list[str]:
     return said
 
 
+def naive_attack_findings(rows: pd.DataFrame, radii: views.Radii) -> list[str]:
+    """Of each model, in each threat model: does it look more robust to cross-entropy's own gradient?
+
+    That is to `NAIVE` attacks, alone or as what stands first in a suite. It is said where at least `MASKED`
+    of the samples, by their interval's low end, fell to other attacks only.
+    """
+    said = []
+    for model, own in rows[~rows["goal"].isin(MADE)].groupby("model", sort=False):
+        for norm, eps in threats(own, radii):
+            tried = attempts(own, norm, eps)
+            made_by = tried["member"].where(tried["member"] != "", tried["attack"])
+            naive = made_by.str.fullmatch(NAIVE)
+            if not (naive | tried["attack"].str.startswith(SUITE)).any():
+                continue
+            looks = standing(tried.assign(fell=tried["fell"] & naive))
+            pair = _pair("", "", "", looks[looks["judged"]]["robust"], standing(tried)["robust"])
+            if rate(pair.only_base, pair.n).low >= MASKED:
+                alone, all_ = map(percent, pair.accuracies)
+                said.append(
+                    f"{model} looks more robust than it is in {views.threat_name(norm, eps)}: {alone} % "
+                    f"withstand the ascent of cross-entropy by its own gradient, {all_} % every attack "
+                    f"(n = {pair.n})."
+                )
+    return said
+
+
 def recipe_findings(found: Outcomes, compared: Sequence[Pair]) -> list[str]:
     """Of each network with several recipes, in each threat model: is the more accurate the more robust?"""
     said = []
@@ -514,6 +546,7 @@ def compare(
         if zoo.card(base).batch_norm_peer() == other
     ]
     findings += recipe_findings(found, compared)
+    findings += naive_attack_findings(rows, spec.eps)
     if naive is not None:
         findings += naive_findings(outcomes(naive.attack_rows, naive.spec.eps), found)
     return Comparison(run, compared, breakers(rows, spec.eps), costs, findings, curves(rows, spec.eps))

@@ -25,6 +25,7 @@ from bench.compare import (
     breakers,
     curves,
     hides,
+    naive_attack_findings,
     naive_findings,
     outcomes,
     pair_table,
@@ -377,6 +378,37 @@ def test_a_defence_that_only_looks_robust_is_named() -> None:
     assert "not told apart by 100 images" in is_
     assert hides("mnist_cnn+median3+jpeg50")
     assert not hides("mnist_cnn+median3")
+
+
+def fallen(attack: str, samples: int, member: str = "") -> pd.DataFrame:
+    """Rows of an attack that the first so many of 100 samples fell to, in a suite to this member."""
+    fell = np.arange(100) < samples
+    members = np.where(fell, member, "").tolist()
+    return rows(attack=[attack] * 100, adv_label=fell.astype(int).tolist(), member=members)
+
+
+def test_who_stands_only_while_cross_entropy_is_climbed_by_its_own_gradient_is_named() -> None:
+    alone = pd.concat([fallen("native/pgd", 3), fallen("native/square", 60)])
+    (said,) = naive_attack_findings(alone, RADII)
+    assert said.startswith("m looks more robust than it is in linf(0.1): 97.0 [")
+    assert "40.0 [" in said
+    assert "n = 100" in said
+    in_suite = fallen("native/standard", 60, "native/apgd_ce:surrogate=tanh")
+    assert "100.0 [" in naive_attack_findings(in_suite, RADII)[0]
+    for honest in (
+        fallen("native/standard", 60, "native/apgd_ce"),
+        pd.concat([fallen("native/pgd", 57), fallen("native/square", 60)]),
+        fallen("native/square", 60),
+    ):
+        assert naive_attack_findings(honest, RADII) == []
+
+
+@pytest.mark.slow
+def test_a_network_that_hides_its_gradient_is_named(cli: Cli) -> None:
+    words = ("--models", "mnist_cnn,planted:exact_sign", "--eps", "0.2", "--samples", "20", "--no-figure")
+    out = cli("compare", *words, "--workers", "1").out
+    assert "planted:exact_sign looks more robust than it is in linf(0.2): 100.0 [" in out
+    assert "mnist_cnn looks" not in out
 
 
 @pytest.mark.slow
