@@ -248,7 +248,8 @@ def flat(entry: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _made_with(stamp: Mapping[str, Any]) -> str:
+def made_with(stamp: Mapping[str, Any]) -> str:
+    """A stamp in a line: versions, commit, device."""
     versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items() if version)
     commit = f", commit {stamp['commit'][:10]}" if stamp["commit"] else ""
     return f"Python {stamp['python']}, {versions}{commit}, on {stamp['device']} ({stamp['cores']} cores)"
@@ -270,7 +271,7 @@ def as_page(found: list[Standing]) -> str:
         "bench leaderboard",
         "```",
         "",
-        *dict.fromkeys(f"Made with {_made_with(s.stamp)}." for s in found),
+        *dict.fromkeys(f"Made with {made_with(s.stamp)}." for s in found),
         "",
     ]
     return "\n".join([*head, "\n\n".join(as_markdown(table) for table in tables(found)), ""])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -291,6 +292,10 @@ def test_the_same_figure_has_the_same_bytes(tmp_path: Path) -> None:
         (("--models", "mnist_cnn,mnist_cn"), "did you mean"),
         (("--models", "mnist_cnn,mnist_bnn", "--attack", "pdg"), "did you mean"),
         (("--models", "mnist_cnn,mnist_bnn", "--samples", "0"), "--samples"),
+        (
+            ("--models", "mnist_cnn,mnist_bnn", "--save", "../elsewhere"),
+            "--save takes a name without folders",
+        ),
         (("--models", "mnist_cnn,mnist_bnn", "--attack", "logit_ascent"), "no accuracy"),
     ],
 )
@@ -365,6 +370,14 @@ def test_of_the_zoo_every_test_image_is_compared_and_the_study_drawn(cli: Cli, t
     assert found["findings"][1].startswith("Recipes of mnist_cnn, linf(0.1): the more accurate one is not")
     assert len(found["figures"]) == 4
     assert sorted(found["figures"]) == sorted(str(file) for file in (tmp_path / "figures").iterdir())
+    assert "(0 shards computed" in cli(*words, "--all-pairs", "--save", "study").err
+    boards = tmp_path / "results" / "leaderboards"
+    page = (boards / "study.md").read_text()
+    assert all(f"\n- {line}\n" in page for line in found["findings"])
+    assert all((boards / name).exists() for name in re.findall(r"\]\((.*?)\)", page))
+    assert page.count("![") == 2
+    for title in ("differences", "cost", "training", "worst case over attacks"):
+        assert f"### {title}\n" in page
 
 
 def test_a_defence_that_only_looks_robust_is_named() -> None:

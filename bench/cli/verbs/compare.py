@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ SAMPLES = 500
 )
 @click.option("--all-pairs", is_flag=True, help="Compare every two models, not only each with the first.")
 @figure_options("compare", "Draw robust accuracy against eps, and training curves.")
+@click.option(
+    "--save",
+    metavar="NAME",
+    help="Also write findings, figures and tables as a page, RESULTS/leaderboards/NAME.md.",
+)
 @slice_options(SAMPLES)
 def command(
     models: str,
@@ -33,6 +39,7 @@ def command(
     all_pairs: bool,
     figure: bool,
     out: Path | None,
+    save: str | None,
     results: Path,
     as_json: bool,
     **rest: Any,
@@ -43,12 +50,16 @@ def command(
     and an exact test, corrected for how many there are. A model behind transforms is attacked through them,
     and naively, too: what that alone would have claimed is named. Runs are stored as `bench run` stores them.
     """
+    from adversarial_bench.files import write_whole
     from bench import compare
     from bench.spec import SpecError
+    from bench.store import writing
 
     chosen = tuple(filter(None, (name.strip() for name in models.split(","))))
     if len(chosen) < 2:
         raise SpecError("bench compare takes at least two models, as in --models mnist_cnn,mnist_cnn_bn")
+    if save and not re.fullmatch(r"[\w@+.-]*\w", save):
+        raise SpecError(f"--save takes a name without folders, as in --save defences; got {save!r}")
     twice = [name for name in dict.fromkeys(chosen) if chosen.count(name) > 1]
     if twice:
         raise SpecError(f"--models names {', '.join(twice)} more than once; each model is compared once")
@@ -62,7 +73,15 @@ def command(
         unaware = replace(spec, models=hidden, adaptive=False, eot=None)
         naive = perform(unaware, results, rest["workers"])
     found = compare.compare(run, couples, results, naive)
-    files = compare.draw(found, out or results / "compare") if figure else []
+    folder = out or results / ("leaderboards" if save else "compare")
+    files = compare.draw(found, folder, save or spec.id) if figure else []
+    if save:
+        page = folder / f"{save}.md"
+        text = compare.as_page(found, files)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(page, lambda path: path.write_text(text))
+        files.append(page)
     if as_json:
         show_json({**compare.document(found), "figures": [str(file) for file in files]})
     else:
@@ -71,6 +90,6 @@ def command(
             click.echo("\n" + line)
         note("")
         for file in files:
-            note(f"drawn in {file}")
+            note(f"written to {file}")
         note(f"stored in {run.folder.path} ({run.computed} shards computed, {run.reused} from the store)")
     fail_where_due(run)
