@@ -45,7 +45,7 @@ from bench.render.table import Table, as_markdown, number, percent, setting
 from bench.runner import averaged, load_data
 from bench.spec import SCHEMA, RunSpec
 from bench.stamp import stamp
-from bench.timing import Ratio, measure_inference, ratio, stored_ratio
+from bench.timing import Spread, measure_inference, ratio, stored_ratio
 from zoo.registry import manifest
 from zoo.transforms import split
 
@@ -279,7 +279,7 @@ def cost_table(costs: Sequence[Cost], device: str) -> Table:
         (
             cost.model,
             number(1e3 * statistics.median(cost.inference) / cost.images, 3),
-            "1" if cost is base else spread_of(ratio(cost.inference, base.inference)),
+            "1" if cost is base else ratio(cost.inference, base.inference).text(),
             "–" if cost.training_seconds is None else number(cost.training_seconds, 0),
             "–" if None in (cost.training_seconds, base.training_seconds)
             else number(cost.training_seconds / base.training_seconds, 2),  # type: ignore[operator]
@@ -294,11 +294,6 @@ def cost_table(costs: Sequence[Cost], device: str) -> Table:
         "at its own time, so that `bench timing` measures its ratio better"
     )
     return Table("cost", columns, lines, note, frozenset({"model", "trained on"}))
-
-
-def spread_of(found: Ratio) -> str:
-    """`1.079 [1.070–1.091]`."""
-    return f"{found.median:.3f} [{found.low:.3f}–{found.high:.3f}]"
 
 
 def recipe_of(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,7 +338,7 @@ def family(name: str) -> str:
     return name.partition("@")[0]
 
 
-def batch_norm_finding(of_pair: Sequence[Pair], timing: tuple[Ratio, int] | None) -> str:
+def batch_norm_finding(of_pair: Sequence[Pair], timing: tuple[Spread, int] | None) -> str:
     """Does batch norm change accuracy, robust accuracy and training time?
 
     `of_pair` are the comparisons of one batch-norm pair, clean first; `timing` is the training time of its
@@ -363,8 +358,8 @@ def batch_norm_finding(of_pair: Sequence[Pair], timing: tuple[Ratio, int] | None
     else:
         found, epochs = timing
         if reverse:
-            found = Ratio(1 / found.median, 1 / found.high, 1 / found.low)
-        time = f"training takes {spread_of(found)} times as long ({epochs} interleaved epochs)"
+            found = Spread(1 / found.median, 1 / found.high, 1 / found.low)
+        time = f"training takes {found.text()} times as long ({epochs} interleaved epochs)"
     return f"Batch norm, {normed} against {plain}: {'; '.join(said)}; {time}."
 
 

@@ -1,4 +1,4 @@
-"""Training and inference time of models, measured so that a drifting machine cannot fake a difference."""
+"""Times in interleaved rounds, which a drifting machine fakes no ratio of; training and inference time."""
 
 from __future__ import annotations
 
@@ -46,18 +46,51 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Median, least and greatest of the ratios of paired measurements."""
+class Spread:
+    """Median, least and greatest of measurements, or of the ratios of paired ones."""
 
     median: float
     low: float
     high: float
 
+    def text(self, digits: int = 3) -> str:
+        """`1.079 [1.070–1.091]`."""
+        return f"{self.median:.{digits}f} [{self.low:.{digits}f}–{self.high:.{digits}f}]"
 
-def ratio(over: tuple[float, ...], under: tuple[float, ...]) -> Ratio:
-    """over / under, pair by pair: each pair was measured back to back."""
-    ratios = [a / b for a, b in zip(over, under)]
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, least and greatest of the rounds' values."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> Spread:
+    """over / under, pair by pair: each pair was measured in the same round."""
+    return spread([a / b for a, b in zip(over, under)])
+
+
+def interleaved(
+    jobs: Sequence[Callable[[int], object]], rounds: int, tick: Callable[[], None] = lambda: None
+) -> list[tuple[float, ...]]:
+    """Seconds of each job in each round, for ratios that a drifting machine cannot fake.
+
+    In a round every job has its turn, in an order that rotates, and is given the round's number.
+    """
+    seconds: list[list[float]] = [[] for _ in jobs]
+    for turn in range(rounds):
+        for i in ((first + turn) % len(jobs) for first in range(len(jobs))):
+            _wait()
+            start = time.perf_counter()
+            jobs[i](turn)
+            _wait()
+            seconds[i].append(time.perf_counter() - start)
+            tick()
+    return [tuple(found) for found in seconds]
+
+
+def _wait() -> None:
+    """Until the GPU, where one is at work, has done what it was told."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def measure(
@@ -79,7 +112,6 @@ def measure(
     perturbs = [perturbing(card.recipe.adversary) for card in cards]
     # What a teacher says costs the same before it has learnt anything.
     teachers = [card.build().eval() if card.recipe.distilled else None for card in cards]
-    training: list[list[float]] = [[] for _ in models]
 
     def epoch_of(i: int, rows: slice, epoch: int) -> None:
         run = partial(train_epoch, nets[i], optimizers[i], cards[i].recipe, images[rows], labels[rows], epoch)
@@ -88,14 +120,9 @@ def measure(
     few = slice(0, 10 * max(card.recipe.batch_size for card in cards))
     for i in range(len(nets)):
         epoch_of(i, few, 0)
-    for epoch in range(epochs):
-        for i in _rotated(len(models), epoch):
-            start = time.perf_counter()
-            epoch_of(i, slice(None), epoch)
-            training[i].append(time.perf_counter() - start)
-            tick()
+    training = interleaved([partial(epoch_of, i, slice(None)) for i in range(len(nets))], epochs, tick)
     inference = measure_inference(nets, images, passes, tick)
-    return [Timing(m, tuple(t), f) for m, t, f in zip(models, training, inference)]
+    return [Timing(*found) for found in zip(models, training, inference)]
 
 
 @torch.no_grad()
@@ -106,26 +133,17 @@ def measure_inference(
 
     In eval mode, in batches of 128, on the images' device; a short warm-up of each is not counted.
     """
-    seconds: list[list[float]] = [[] for _ in nets]
+
+    def all_of(net: nn.Module, images: Tensor, turn: int) -> None:
+        for part in images.split(INFERENCE_BATCH):
+            net(part)
+
     for net in nets:
-        _pass(net.eval(), images[: 5 * INFERENCE_BATCH])
-    for turn in range(passes):
-        for i in _rotated(len(nets), turn):
-            start = time.perf_counter()
-            _pass(nets[i], images)
-            seconds[i].append(time.perf_counter() - start)
-            tick()
-    return [tuple(found) for found in seconds]
+        all_of(net.eval(), images[: 5 * INFERENCE_BATCH], 0)
+    return interleaved([partial(all_of, net, images) for net in nets], passes, tick)
 
 
-def _pass(net: nn.Module, images: Tensor) -> None:
-    for part in images.split(INFERENCE_BATCH):
-        net(part)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-
-
-def stored_ratio(results: Path, over: str, under: str) -> tuple[Ratio, int] | None:
+def stored_ratio(results: Path, over: str, under: str) -> tuple[Spread, int] | None:
     """Training time of one model over another's, and the epochs of each, as `bench timing` last stored it.
 
     None where the store has no measurement of both; a damaged one is as good as none.
@@ -143,7 +161,3 @@ def stored_ratio(results: Path, over: str, under: str) -> tuple[Ratio, int] | No
         return None
     _, epochs = max(found, key=lambda pair: pair[0])
     return ratio(epochs[over], epochs[under]), len(epochs[over])
-
-
-def _rotated(count: int, turn: int) -> list[int]:
-    return [(i + turn) % count for i in range(count)]

@@ -37,7 +37,7 @@ from bench.compare import (
 )
 from bench.metrics import holm, paired_difference, rate
 from bench.render import figure
-from bench.timing import Ratio, stored_ratio
+from bench.timing import Spread, stored_ratio
 from tests.bench.test_metrics import rows
 from tests.conftest import Answer
 from zoo.registry import manifest
@@ -228,9 +228,9 @@ def test_a_batch_norm_pair_differs_in_nothing_else() -> None:
 
 
 def test_batch_norm_is_told_the_same_whichever_comes_first() -> None:
-    timing = Ratio(1.25, 1.0, 2.0), 5
+    timing = Spread(1.25, 1.0, 2.0), 5
     there = batch_norm_finding(told(CLEAN, "mnist_cnn", "mnist_cnn_bn", 5, 30), timing)
-    back = batch_norm_finding(told(CLEAN, "mnist_cnn_bn", "mnist_cnn", 30, 5), (Ratio(0.8, 0.5, 1.0), 5))
+    back = batch_norm_finding(told(CLEAN, "mnist_cnn_bn", "mnist_cnn", 30, 5), (Spread(0.8, 0.5, 1.0), 5))
     assert there == back
     assert "mnist_cnn_bn against mnist_cnn: accuracy +71.4 [" in there
     assert "no change told" not in there
@@ -248,7 +248,7 @@ def test_the_last_stored_timing_is_found(tmp_path: Path) -> None:
         document = {"models": models, "stamp": {"time": when}}
         (tmp_path / "timing" / f"{name}.json").write_text(json.dumps(document))
     (tmp_path / "timing" / "z.json").write_text("{")
-    assert stored_ratio(tmp_path, "b", "a") == (Ratio(2.5, 2.0, 3.0), 2)
+    assert stored_ratio(tmp_path, "b", "a") == (Spread(2.5, 2.0, 3.0), 2)
     assert stored_ratio(tmp_path, "b", "c") is None
 
 

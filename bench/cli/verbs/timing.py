@@ -64,8 +64,8 @@ def command(
     base = timings[0]
     ratios = {
         other.model: {
-            "training": asdict(ratio(other.training, base.training)),
-            "inference": asdict(ratio(other.inference, base.inference)),
+            "training": ratio(other.training, base.training),
+            "inference": ratio(other.inference, base.inference),
         }
         for other in timings[1:]
     }
@@ -75,7 +75,7 @@ def command(
         "images": len(x),
         "threads": threads,
         "models": [timing.as_dict() for timing in timings],
-        "ratios": ratios,
+        "ratios": {name: {kind: asdict(r) for kind, r in of.items()} for name, of in ratios.items()},
         "reported_training_ratio": REPORTED_RATIO,
         "stamp": stamp("cpu"),
     }
@@ -88,13 +88,9 @@ def command(
         return
     lines = []
     for timing in timings:
-        over = ratios.get(timing.model)
-        spread = [
-            f"{r['median']:.3f} [{r['low']:.3f}–{r['high']:.3f}]" if r else "1"
-            for r in ((over or {}).get(kind) for kind in ("training", "inference"))
-        ]
+        over = [r.text() for r in ratios[timing.model].values()] if timing.model in ratios else ["1", "1"]
         lines.append(
-            (timing.model, f"{median(timing.training):.2f}", f"{median(timing.inference):.3f}", *spread)
+            (timing.model, f"{median(timing.training):.2f}", f"{median(timing.inference):.3f}", *over)
         )
     heads = ("model", "epoch s", "inference s", "training ratio", "inference ratio")
     remark = (
