@@ -6,15 +6,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
+from typing import Any, TypeVar
 
 from adversarial_bench.errors import UserError
 from bench.plan import Task
 from bench.runner import Outcome, compute
+
+T = TypeVar("T")
 
 
 class WorkerDied(UserError):
@@ -64,6 +67,15 @@ def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.runner"])
     return context
+
+
+def alone(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function of a module makes of its arguments in a process of its own. Raises WorkerDied."""
+    with ProcessPoolExecutor(1, mp_context=_context(), initializer=_begin) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise WorkerDied("a worker process died (killed, or out of memory)") from None
 
 
 def execute(tasks: Iterable[Task], workers: int) -> Iterator[tuple[Task, Outcome]]:

@@ -224,7 +224,9 @@ def attack_records(results: Path) -> list[dict[str, Any]]:
 
 
 def _flat(name: str, estimate: dict[str, Any]) -> dict[str, Any]:
-    return {name: estimate["value"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
+    """A value with its bounds as columns: that of an `Estimate`, or the median of a `Spread`."""
+    value = estimate["value"] if "value" in estimate else estimate["median"]
+    return {name: value, f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
 
 
 def as_csv(records: list[dict[str, Any]]) -> str:
@@ -244,15 +246,18 @@ def flat(entry: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             record.update(_flat(key, value))
         else:
-            record[key] = "; ".join(value) if isinstance(value, list) else value
+            record[key] = "; ".join(map(str, value)) if isinstance(value, list) else value
     return record
 
 
 def made_with(stamp: Mapping[str, Any]) -> str:
-    """A stamp in a line: versions, commit, device."""
+    """Versions, commit and machine of a stamp, in words."""
     versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items() if version)
     commit = f", commit {stamp['commit'][:10]}" if stamp["commit"] else ""
-    return f"Python {stamp['python']}, {versions}{commit}, on {stamp['device']} ({stamp['cores']} cores)"
+    # A run that was stored before stamps had a processor names none.
+    processor = f", {stamp['processor']}" if stamp.get("processor") else ""
+    machine = f"{stamp['device']} ({stamp['cores']} cores{processor})"
+    return f"Python {stamp['python']}, {versions}{commit}, on {machine}"
 
 
 def as_page(found: list[Standing]) -> str:

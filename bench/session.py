@@ -73,22 +73,30 @@ class Progress:
     """What is being certified, the samples done and their number."""
 
 
+def examined(spec: RunSpec) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The fingerprint of each model of a spec, and its flags.
+
+    Raises UserError for a model that cannot be attacked.
+    """
+    dataset = zoo.describe(spec.dataset)
+    images, _ = load_data(spec.dataset)
+    probe = images[slice_ids(spec.dataset, len(images), min(spec.samples, 50))].to(spec.device)
+    fingerprints, flags = {}, {}
+    for name in dict.fromkeys([*spec.models, *(target for _, target in spec.transfers)]):
+        build = spec.build_of(name)
+        fingerprints[name] = fingerprint(load_model(name, build, spec.device))
+        flags[name] = adaptivity(name, build, spec.eot)
+        flags[name] += examine(name, build, probe, dataset.classes, spec.device, spec.eot)
+    return fingerprints, flags
+
+
 def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress = Progress()) -> Run:
     """Computes what is missing of a run and returns all its rows.
 
     Raises UserError for a spec that cannot be meant, before anything is computed, and StoreError
     where results cannot be written; shards already stored stay.
     """
-    dataset = zoo.describe(spec.dataset)
-    models = dict.fromkeys([*spec.models, *(target for _, target in spec.transfers)])
-    images, _ = load_data(spec.dataset)
-    probe = images[slice_ids(spec.dataset, len(images), min(spec.samples, 50))].to(spec.device)
-    fingerprints, flags = {}, {}
-    for name in models:
-        build = spec.build_of(name)
-        fingerprints[name] = fingerprint(load_model(name, build, spec.device))
-        flags[name] = adaptivity(name, build, spec.eot)
-        flags[name] += examine(name, build, probe, dataset.classes, spec.device, spec.eot)
+    fingerprints, flags = examined(spec)
     cells = cells_of(spec, fingerprints)
     own = [cell for cell in cells if cell.source is None]
     shown = [cell for cell in cells if cell.source is not None]

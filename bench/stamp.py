@@ -43,6 +43,19 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _processor(device: str) -> str:
+    """The name of the GPU, or of the processor; empty where the system does not tell."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 def stamp(device: str) -> dict[str, Any]:
     """Versions, commit and whether it is dirty, machine, device, time (UTC)."""
     commit = _git("rev-parse", "HEAD")
@@ -56,6 +69,7 @@ def stamp(device: str) -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain")) if commit else None,
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
+        "processor": _processor(device),
         "device": device,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

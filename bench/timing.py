@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,18 +69,18 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> Spread:
 
 
 def interleaved(
-    jobs: Sequence[Callable[[int], object]], rounds: int, tick: Callable[[], None] = lambda: None
+    jobs: Sequence[Callable[[], object]], rounds: int, tick: Callable[[], None] = lambda: None
 ) -> list[tuple[float, ...]]:
     """Seconds of each job in each round, for ratios that a drifting machine cannot fake.
 
-    In a round every job has its turn, in an order that rotates, and is given the round's number.
+    In a round every job has its turn, in an order that rotates.
     """
     seconds: list[list[float]] = [[] for _ in jobs]
     for turn in range(rounds):
         for i in ((first + turn) % len(jobs) for first in range(len(jobs))):
             _wait()
             start = time.perf_counter()
-            jobs[i](turn)
+            jobs[i]()
             _wait()
             seconds[i].append(time.perf_counter() - start)
             tick()
@@ -120,7 +120,13 @@ def measure(
     few = slice(0, 10 * max(card.recipe.batch_size for card in cards))
     for i in range(len(nets)):
         epoch_of(i, few, 0)
-    training = interleaved([partial(epoch_of, i, slice(None)) for i in range(len(nets))], epochs, tick)
+
+    def epochs_of(i: int) -> Iterator[None]:
+        for epoch in range(epochs):
+            epoch_of(i, slice(None), epoch)
+            yield
+
+    training = interleaved([partial(next, epochs_of(i)) for i in range(len(nets))], epochs, tick)
     inference = measure_inference(nets, images, passes, tick)
     return [Timing(*found) for found in zip(models, training, inference)]
 
@@ -134,12 +140,12 @@ def measure_inference(
     In eval mode, in batches of 128, on the images' device; a short warm-up of each is not counted.
     """
 
-    def all_of(net: nn.Module, images: Tensor, turn: int) -> None:
+    def all_of(net: nn.Module, images: Tensor) -> None:
         for part in images.split(INFERENCE_BATCH):
             net(part)
 
     for net in nets:
-        all_of(net.eval(), images[: 5 * INFERENCE_BATCH], 0)
+        all_of(net.eval(), images[: 5 * INFERENCE_BATCH])
     return interleaved([partial(all_of, net, images) for net in nets], passes, tick)
 
 

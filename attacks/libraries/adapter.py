@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 BOTH: tuple[GoalKind, ...] = ("untargeted", "targeted")
 UNTARGETED: tuple[GoalKind, ...] = ("untargeted",)
 TARGETED: tuple[GoalKind, ...] = ("targeted",)
-_DISTRIBUTION = {"art": "adversarial-robustness-toolbox"}
-"""The package's name on PyPI, where it is not the library's."""
+
+
+def distribution(library: str) -> str:
+    """The name on PyPI of a library that is imported as `library`."""
+    return {"art": "adversarial-robustness-toolbox", "adv_lib": "adv-lib"}.get(library, library)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class LibraryAttack:
     def version(self) -> str:
         from importlib.metadata import version
 
-        return f"{self.library} {version(_DISTRIBUTION.get(self.library, self.library))}"
+        return f"{self.library} {version(distribution(self.library))}"
 
     @property
     def presets(self) -> Mapping[str, Mapping[str, Any]]:

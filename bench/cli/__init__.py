@@ -21,6 +21,7 @@ VERBS = {
     "train": "Train a model of the zoo.",
     "transfer": "Show one model's adversarial images to another.",
     "compare": "Compare models on the same images, with paired tests and a figure.",
+    "speed": "Race the same attack by this engine and by other libraries.",
     "timing": "Measure training and inference time of two models.",
     "leaderboard": "Write the leaderboards from stored runs.",
     "verify": "Recompute a run, or a file of images, from the images alone.",

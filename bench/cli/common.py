@@ -95,21 +95,28 @@ def figure_options(folder: str, what: str) -> Callable[[F], F]:
     )
 
 
+eps_option = click.option(
+    "--eps", help="Radii in [0, 1] pixel units: 0.1,0.3 or 8/255 for Linf, l2=1.5 for other norms."
+)
+
+
+def samples_option(samples: int) -> Callable[[F], F]:
+    """`--samples` with this default."""
+    return click.option(
+        "--samples",
+        type=int,
+        default=samples,
+        show_default=f"{samples}, or all where there are fewer",
+        help="Test images to attack.",
+    )
+
+
 def slice_options(samples: int) -> Callable[[F], F]:
     """What `run` and `transfer` both take, with this default number of samples."""
     return options(
         build_options,
-        click.option(
-            "--samples",
-            type=int,
-            default=samples,
-            show_default=f"{samples}, or all where there are fewer",
-            help="Test images to attack.",
-        ),
-        click.option(
-            "--eps",
-            help="Radii in [0, 1] pixel units: 0.1,0.3 or 8/255 for Linf, l2=1.5 for other norms.",
-        ),
+        samples_option(samples),
+        eps_option,
         click.option("--targets", help="Attack towards a class: random, next or a class number."),
         click.option("--preset", help="Hyperparameters of an assignment: report, hw2, midterm."),
         click.option(
