@@ -459,32 +459,34 @@ def compare(
             waiting.insert(0, replace(engine, held=True))
     side = SIDE["cuda" if on_gpu(cell.device) else "cpu"]
     matrix = torch.rand(side, side, device=cell.device)
-    floors = list(dict.fromkeys(passes for _, passes, _ in entrants))
-    jobs: list[Callable[[], object]] = [
-        *(partial(engine.run, stage) for engine, *_ in entrants),
-        *(partial(bare, stage.model, stage.images, passes) for passes in floors),
-        partial(torch.mm, matrix, matrix),
-    ]
-    jobs[-1]()
-    total = rounds * len(jobs)
-    ticks = iter(range(1, total + 1))
-    seconds = interleaved(jobs, rounds, lambda: progress(f"{cell.model} {cell.attack}", next(ticks), total))
+    jobs: dict[str | Passes, Callable[[], object]] = {"product": partial(torch.mm, matrix, matrix)}
+    for engine, made, _ in entrants:
+        jobs[engine.name] = partial(engine.run, stage)
+        # Right behind, and once for all who make the same passes.
+        jobs.setdefault(made, partial(bare, stage.model, stage.images, made))
+    jobs["product"]()
+    ticks = iter(range(1, rounds * len(jobs) + 1))
+
+    def tick() -> None:
+        progress(f"{cell.model} {cell.attack}", next(ticks), rounds * len(jobs))
+
+    seconds = dict(zip(jobs, interleaved(list(jobs.values()), rounds, tick)))
     _clear(parameters)
-    best = 2 * side**3 / min(seconds[-1])
+    best = 2 * side**3 / min(seconds["product"])
     rows: list[Row] = []
-    for (engine, passes_made, robust), took in zip(entrants, seconds):
+    for engine, made, robust in entrants:
         progress(f"memory: {engine.name}", len(rows), len(entrants))
         memory = alone(_memory_of, engine, tasks, torch.get_num_threads())
         rows.append(
             Row(
                 engine,
-                passes_made,
+                made,
                 len(stage.images),
                 robust,
-                took,
-                seconds[len(entrants) + floors.index(passes_made)],
-                seconds[0],
-                flop_of(stage.model, stage.images, passes_made) / best,
+                seconds[engine.name],
+                seconds[made],
+                seconds[entrants[0][0].name],
+                flop_of(stage.model, stage.images, made) / best,
                 memory,
             )
         )
