@@ -63,8 +63,8 @@ TIMED = 256
 
 NAIVE = r"(native|foolbox|art)/(pgd|apgd_ce)(_l[12])?"
 """Attacks that ascend cross-entropy by the model's own gradient, as a first evaluation does."""
-MASKED = 0.05
-"""Share of samples."""
+MASKED, FALLEN = 0.05, 0.02
+"""Shares of samples: that fell to attacks which are not naive; that must stand somewhere to rank recipes."""
 
 Outcomes = Mapping[str, Mapping[str, pd.Series]]
 """By threat, `clean` among them, and by model: was each sample_id right (and stayed right)?"""
@@ -427,6 +427,12 @@ def recipe_findings(found: Outcomes, compared: Sequence[Pair]) -> list[str]:
             continue
         inside = [pair for pair in compared if {pair.base, pair.other} <= set(recipes)]
         for threat in (threat for threat in found if threat != CLEAN):
+            if max(found[threat][model].mean() for model in recipes) < FALLEN:
+                said.append(
+                    f"Recipes of {network}, {threat}: hardly anything stands, which makes none the "
+                    "more robust one; a smaller --eps may."
+                )
+                continue
             tested = f"{_told(inside, CLEAN, 'accuracy')} {_told(inside, threat, 'robustness')}"
             if not inside:
                 tested = "No two of them were compared: --all-pairs does."

@@ -219,6 +219,8 @@ def test_recipes_are_ranked_by_what_the_rows_say() -> None:
     assert f"In robustness, {trained} is above {plain}." in said
     assert "--all-pairs" in recipe_findings(found, told(CLEAN, plain, "mnist_relu", 1, 0))[0]
     assert not recipe_findings({kind: {"mnist_relu": of[plain]} for kind, of in found.items()}, [])
+    wide = {**found, "linf(0.5)": outcome(f"{plain}=0000", f"{trained}=0000")}
+    assert "a smaller --eps may" in recipe_findings(wide, compared)[1], "where all fell, none is the better"
 
 
 def test_a_batch_norm_pair_differs_in_nothing_else() -> None:
