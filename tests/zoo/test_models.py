@@ -149,8 +149,8 @@ def test_sign_and_its_straight_through_gradient() -> None:
     assert x.grad.tolist() == [0, 3, 3, 3, 3, 3, 3, 0]
 
 
-# What the assignments report or ask for is 99 % on MNIST and, of cifar_vgg, 82.72 %. Defences cost accuracy.
-LEAST = {"mnist": 0.99, "cifar10": 0.65}
+# The assignments ask for 99 % on MNIST. Defences cost accuracy.
+LEAST = {"mnist": 0.99, "cifar10": 0.78}
 LEAST_DEFENDED = {"mnist": 0.9, "cifar10": 0.4}
 
 
