@@ -100,6 +100,8 @@ class Task:
     build: Build
     images_file: str | None = None
     """For a transfer: the source shard's adversarial images."""
+    given_up: str = ""
+    """Why the attack is not run: its samples are errors with this message."""
 
     @cached_property
     def name(self) -> str:
@@ -257,6 +259,11 @@ def tasks_of(cell: Cell, spec: RunSpec) -> list[Task]:
         return [Task(cell, tuple(range(dataset.classes)), build)]
     ids = slice_ids(cell.dataset, dataset.splits["test"].size, spec.samples)
     return [Task(cell, shard, build) for shard in shards(ids)]
+
+
+def tasks_in(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Task]:
+    """Every shard of a run: those of its attacks, then those of its transfers."""
+    return [task for cell in cells_of(spec, fingerprints) for task in tasks_of(cell, spec)]
 
 
 def shards(ids: Sequence[int]) -> list[tuple[int, ...]]:

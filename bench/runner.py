@@ -109,13 +109,14 @@ def attack_rows(
     batch_size: int,
     restarts: int = 1,
     clean: Clean | None = None,
+    given_up: str = "",
 ) -> Outcome:
     """Attacks the samples that are right, judges what comes back, and makes one row per sample.
 
     A sample that is wrong before the attack keeps its image and has the status `clean_wrong`; one
     whose attack raised has `error` and the message; every other `ok`. For images made from nothing
     `images` gives the shape only, and the labels are -1. `clean` is the model's reading of the images,
-    where the caller has it already.
+    where the caller has it already. An attack that is `given_up` is not run: each sample is an error.
     """
     made = goal.made
     clean_label, clean_confidence = clean or clean_reading(model, images, goal, batch_size)
@@ -139,7 +140,10 @@ def attack_rows(
 
     isolated = _Isolated(attack, images)
     start = time.perf_counter()
-    isolated(standing)
+    if given_up:
+        isolated.messages[standing.cpu().numpy()] = given_up
+    else:
+        isolated(standing)
     seconds = time.perf_counter() - start
 
     verdict = judge(model, isolated.images, None if made else images, goal, threat, batch_size)
@@ -376,6 +380,7 @@ def _compute(task: Task, model: torch.nn.Module) -> Outcome:
         batch_size=cell.batch_size,
         restarts=cell.restarts,
         clean=clean,
+        given_up=task.given_up,
     )
 
 
