@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import zoo
 from bench.audit import verdicts
 from bench.executors import execute
-from bench.plan import Task, cells_of, slice_ids, tasks_of
+from bench.plan import Task, slice_ids, tasks_in
 from bench.runner import adaptivity, averaged, examine, load_data, load_model
 from bench.spec import RunSpec
 from bench.stamp import stamp
@@ -90,73 +90,60 @@ def examined(spec: RunSpec) -> tuple[dict[str, str], dict[str, list[str]]]:
     return fingerprints, flags
 
 
-def perform(spec: RunSpec, results: Path, workers: int = 1, progress: Progress = Progress()) -> Run:
-    """Computes what is missing of a run and returns all its rows.
+def perform(
+    spec: RunSpec,
+    results: Path,
+    workers: int = 1,
+    progress: Progress = Progress(),
+    timeout: float | None = None,
+) -> Run:
+    """Computes what is missing of a run and returns all its rows; a `timeout` is in seconds per shard.
 
     Raises UserError for a spec that cannot be meant, before anything is computed, and StoreError
     where results cannot be written; shards already stored stay.
     """
     fingerprints, flags = examined(spec)
-    cells = cells_of(spec, fingerprints)
-    own = [cell for cell in cells if cell.source is None]
-    shown = [cell for cell in cells if cell.source is not None]
-
+    tasks = tasks_in(spec, fingerprints)
     folder = RunFolder(results, spec.id)
-    folder.create()
-    run = Run(
-        spec, folder, folder.rows([]), flags, fingerprints=fingerprints, audits=list(verdicts.stored(results))
-    )
-    tasks = {cell.key: tasks_of(cell, spec) for cell in cells}
-    total = sum(len(task.ids) for group in tasks.values() for task in group)
     with folder.lock(progress.waiting):
+        audits = list(verdicts.stored(results))
+        run = Run(spec, folder, folder.rows([]), flags, fingerprints=fingerprints, audits=audits)
+        cells = {task.cell.key: task.cell for task in tasks}
         document: dict[str, Any] = {
             "schema": 1,
             "id": spec.id,
             "spec": spec.as_dict(),
             "fingerprints": fingerprints,
             "model_flags": flags,
-            "cells": {cell.key: f"{cell.model} {cell.attack} {cell.threat}" for cell in cells},
+            "cells": {key: f"{cell.model} {cell.attack} {cell.threat}" for key, cell in cells.items()},
             "stamp": stamp(spec.device),
+            "workers": workers,
             "status": "running",
         }
-        stored = {
-            task.name
-            for cell in own
-            for task in tasks[cell.key]
-            if folder.has(task.name) or folder.adopt(task.name)
-        }
-        # A transfer is as good as the images it shows: where those are made anew, so is it.
-        stored |= {
-            task.name
-            for cell in shown
-            for task in tasks[cell.key]
-            if task.source_name in stored and folder.has(task.name)
-        }
-        if any(task.name not in stored for group in tasks.values() for task in group):
+        stored = folder.stored(tasks, folder.adopt)
+        if any(task.name not in stored for task in tasks):
             folder.write_json("run.json", document)
         run.reused = len(stored)
-        done = sum(len(t.ids) for group in tasks.values() for t in group if t.name in stored)
-        progress.begin(total, done)
-        for phase in (own, shown):
+        done = sum(len(task.ids) for task in tasks if task.name in stored)
+        progress.begin(sum(len(task.ids) for task in tasks), done)
+        for shown in (False, True):
             todo = [
                 replace(task, images_file=str(folder.images_file(task.source_name)))
                 if task.source_name
                 else task
-                for cell in phase
-                for task in tasks[cell.key]
-                if task.name not in stored
+                for task in tasks
+                if task.name not in stored and (task.source_name is not None) == shown
             ]
-            for task, outcome in execute(todo, min(workers, len(todo))):
+            for task, outcome in execute(todo, min(workers, len(todo)), timeout):
                 folder.write(task, outcome)
                 run.computed += 1
                 progress.advance(task, len(task.ids))
         if run.computed or not folder.finished():
             folder.write_json("run.json", {**document, "status": "done"})
-        for cell in own:
-            if cell.attack == "native/noise":
-                run.universal.append(_universal(tasks[cell.key][0], folder))
-    names = [task.name for group in tasks.values() for task in group]
-    run.rows = folder.rows(names)
+        for task in tasks:
+            if task.cell.attack == "native/noise" and task.source_name is None:
+                run.universal.append(_universal(task, folder))
+    run.rows = folder.rows([task.name for task in tasks])
     if spec.certify:
         # scipy's statistics take a second to import.
         from bench.certify.certificate import certify_run

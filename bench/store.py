@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,7 @@ class StoreError(UserError):
         self.exit_code = exit_code
 
 
+DRIVER = ".driver.json"
 ROWS = 2
 """Of a shard's columns; raised with them. Shards of another number are computed again."""
 CELL_COLUMNS = ("model", "attack", "norm", "eps", "goal", "dataset", "source", "cell", "seconds")
@@ -62,10 +65,11 @@ class RunFolder:
     def lock(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Held while a run is computed: the same command twice at once waits instead of racing.
 
-        `waiting` is called first where another process holds it.
+        `waiting` is called first where another process holds it. Who holds it stands beside it, for people.
         """
         from filelock import FileLock, Timeout
 
+        self.create()
         with writing(self.path):
             lock = FileLock(self.path / ".lock")
             try:
@@ -73,45 +77,107 @@ class RunFolder:
             except Timeout:
                 waiting()
                 lock.acquire()
+                # Whoever held it may have been cleaning up.
+                self.create()
         try:
+            started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            self.write_json(DRIVER, {"host": platform.node(), "pid": os.getpid(), "started": started})
             yield
         finally:
+            (self.path / DRIVER).unlink(missing_ok=True)
             lock.release()
+
+    @contextmanager
+    def idle(self) -> Iterator[bool]:
+        """Is nobody computing this run? Nobody can begin to while this is held.
+
+        The system takes a lock from a process that ends, however it ends, so that no pid is asked for, which
+        another process may have by now. Where a run's driver was on another host, and has not said that it
+        ended, the answer is no: a lock need not reach from there to here.
+        """
+        from filelock import FileLock, Timeout
+
+        if not (self.path / ".lock").exists():
+            yield True
+            return
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        except OSError:
+            # A store that may only be read has nothing but the word of whoever computes it.
+            yield self.driver() is None
+            return
+        try:
+            yield (self.driver() or {"host": platform.node()})["host"] == platform.node()
+        finally:
+            lock.release()
+
+    def driver(self) -> dict[str, Any] | None:
+        """Host, pid and start time (UTC) of who computes this run, or was killed while it did."""
+        try:
+            found = self.read_json(DRIVER)
+            return found if {"host", "pid", "started"} <= set(found) else None
+        except StoreError:
+            return None
 
     def images_file(self, name: str) -> Path:
         """A shard's adversarial images."""
         return self.adversarial / f"{name}.safetensors"
 
-    def _files(self, name: str) -> tuple[Path, Path, Path]:
+    def files(self, name: str) -> tuple[Path, Path, Path]:
         """A shard's images, rows and receipt, in the order in which they are written."""
         return self.images_file(name), self.samples / f"{name}.parquet", self.receipts / f"{name}.json"
 
+    def receipt(self, name: str) -> dict[str, Any] | None:
+        """What a shard records of itself; None where it is missing or older. Its files are not looked at."""
+        try:
+            found: dict[str, Any] = json.loads(self.files(name)[2].read_text())
+            return found if found["schema"] == ROWS else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def _receipt(self, name: str) -> dict[str, Any] | None:
         """What a whole shard records of itself; None where it is missing, damaged or older."""
-        images, rows, receipt = self._files(name)
+        found = self.receipt(name)
+        images, rows, _ = self.files(name)
         try:
-            found: dict[str, Any] = json.loads(receipt.read_text())
             hashes = (file_digest(images), file_digest(rows))
-        except (OSError, ValueError):
+        except OSError:
             return None
-        whole = hashes == (found["images_sha256"], found["rows_sha256"])
-        return found if whole and found["schema"] == ROWS else None
+        return found if found and hashes == (found["images_sha256"], found["rows_sha256"]) else None
 
     def has(self, name: str) -> bool:
         """Is this shard here, whole and without a crash? One that crashed is tried again."""
         receipt = self._receipt(name)
         return receipt is not None and receipt["errors"] == 0
 
-    def adopt(self, name: str) -> bool:
-        """Takes the shard from another run of this store that has computed the same one."""
+    def donor(self, name: str) -> RunFolder | None:
+        """Another run of this store that has computed the same shard."""
         for receipt in sorted(self.path.parent.glob(f"*/shards/{name}.json")):
-            donor = RunFolder(self.path.parent.parent, receipt.parent.parent.name)
-            if donor.path != self.path and donor.has(name):
-                with writing(self.path):
-                    for source, target in zip(donor._files(name), self._files(name)):
-                        write_whole(target, partial(shutil.copyfile, source))
-                return True
-        return False
+            other = RunFolder(self.path.parent.parent, receipt.parent.parent.name)
+            if other.path != self.path and other.has(name):
+                return other
+        return None
+
+    def adopt(self, name: str) -> bool:
+        """Takes the shard from another run that has it, if one has."""
+        donor = self.donor(name)
+        if donor is None:
+            return False
+        with writing(self.path):
+            for source, target in zip(donor.files(name), self.files(name)):
+                write_whole(target, partial(shutil.copyfile, source))
+        return True
+
+    def stored(self, tasks: Sequence[Task], elsewhere: Callable[[str], object]) -> set[str]:
+        """The names of the tasks that need no computing: they are here, or `elsewhere` finds them."""
+        own = (task.name for task in tasks if task.source_name is None)
+        found = {name for name in own if self.has(name) or elsewhere(name)}
+        # A transfer is as good as the images it shows: where those are made anew, so is it.
+        return found | {task.name for task in tasks if task.source_name in found and self.has(task.name)}
 
     def write(self, task: Task, outcome: Outcome) -> None:
         """Stores a shard: each file written aside and renamed, the receipt last."""
@@ -122,7 +188,7 @@ class RunFolder:
         columns = ("sample_id", "label", "target", "success")
         tensors = {"images": outcome.images.contiguous()}
         tensors |= {name: torch.from_numpy(rows[name].to_numpy(copy=True)) for name in columns}
-        images, table, receipt = self._files(task.name)
+        images, table, receipt = self.files(task.name)
         with writing(self.path):
             write_whole(images, lambda path: save_file(tensors, path))
             write_whole(table, lambda path: rows.to_parquet(path, index=False))
@@ -168,10 +234,10 @@ class RunFolder:
             receipt = self._receipt(name)
             if receipt is None:
                 raise StoreError(
-                    f"{self._files(name)[1]} is damaged, or of an older version; "
+                    f"{self.files(name)[1]} is damaged, or of an older version; "
                     "the run's own command computes it again"
                 )
-            frame = pd.read_parquet(self._files(name)[1])
+            frame = pd.read_parquet(self.files(name)[1])
             frames.append(label_rows(frame, cell_of(receipt["cell"]), receipt["seconds"]))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*CELL_COLUMNS])
 
@@ -196,6 +262,11 @@ def label_rows(rows: pd.DataFrame, cell: Cell, seconds: float) -> pd.DataFrame:
 def runs(results: Path) -> list[RunFolder]:
     """Every run of a store, by name."""
     return [RunFolder(results, f.parent.name) for f in sorted(results.glob("runs/*/run.json"))]
+
+
+def folders(results: Path) -> list[RunFolder]:
+    """Every run of a store, by name, those too that were killed before they had a run.json."""
+    return [RunFolder(results, f.parent.name) for f in sorted(results.glob("runs/*/shards"))]
 
 
 def find(results: Path, wanted: str) -> RunFolder:

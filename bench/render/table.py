@@ -49,6 +49,25 @@ def spread(estimate: Estimate, digits: int = 2) -> str:
     return f"{number(estimate.value, digits)} [{low}–{high}]" if estimate.n else "–"
 
 
+def duration(seconds: float) -> str:
+    """`8 s`, `12 min`, `3 h 5 min`, `2 d 4 h`."""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    hours, days = minutes // 60, minutes // 1440
+    if not hours:
+        return f"{minutes} min"
+    return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
+
+
+def size(count: int) -> str:
+    """Bytes as people write them: `340 kB`, `1.2 GB`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count} B"
+
+
 def times(shape: Iterable[int]) -> str:
     """`1×28×28`."""
     return "×".join(map(str, shape))
