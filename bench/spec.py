@@ -96,13 +96,6 @@ def parse_eps(text: str | None, defaults: Mapping[str, float]) -> dict[str, tupl
     return {norm: tuple(found.get(norm, [defaults[norm]])) for norm in defaults}
 
 
-def parse_parameters(texts: list[str]) -> tuple[tuple[str, str, Any], ...]:
-    """`steps=100` or `foolbox/pgd.steps=100` to (attack, parameter, value). Raises SpecError."""
-    found = []
-    for text in texts:
-        key, equals, raw = text.partition("=")
-        attack, _, name = key.strip().rpartition(".")
-        if not equals or not name:
-            raise SpecError(f"--param takes NAME=VALUE or ATTACK.NAME=VALUE; got {text!r}")
-        found.append((attack, name, value_of(raw.strip())))
-    return tuple(found)
+def parse_parameters(settings: Mapping[str, Any]) -> tuple[tuple[str, str, Any], ...]:
+    """`steps` or `foolbox/pgd.steps`, with values as they are typed, to (attack, parameter, value)."""
+    return tuple((*key.rpartition(".")[::2], value_of(str(value))) for key, value in settings.items())

@@ -75,18 +75,16 @@ def overhead(samples: int) -> tuple[float, float]:
 
     from attacks.registry import select
     from bench.cli.verbs.run import build_spec
+    from bench.request import Request
     from bench.session import perform
 
     torch.set_num_threads(1)
-    common = {"dataset": None, "eps": None, "targets": None, "preset": None, "params": (), "restarts": 1}
-    plain = {"weights": None, "seed": 0, "device": "cpu", "batch_size": None, "samples": samples, **common}
     peer = (("mnist_bnn", "mnist_relu"),)
     with tempfile.TemporaryDirectory() as results:
         # Imports of the libraries are start-up, not harness: one cheap run of each comes first.
-        few = {**plain, "samples": 5}
-        warm = build_spec(("mnist_bnn",), "fgsm,foolbox/fgsm,art/fgsm", transfers=peer, **few)
-        perform(warm, Path(results) / "warm")
-        spec = build_spec(("mnist_bnn",), ",".join(select("all")), transfers=peer, **plain)
+        few = Request(model="mnist_bnn", attack="fgsm,foolbox/fgsm,art/fgsm", samples=5)
+        perform(build_spec(few, peer), Path(results) / "warm")
+        spec = build_spec(Request(model="mnist_bnn", attack=tuple(select("all")), samples=samples), peer)
         start = time.perf_counter()
         run = perform(spec, Path(results) / "counted")
         wall = time.perf_counter() - start

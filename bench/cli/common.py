@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from adversarial_bench.errors import UserError
 from bench.render.table import Table, as_text
+from bench.request import Request
 
 if TYPE_CHECKING:
     from bench.session import Progress
@@ -47,9 +47,11 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )
 seed_option = click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of every random draw."
+    "--seed", type=int, default=Request.seed, show_default=True, help="Seed of every random draw."
 )
-device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+device_option = click.option(
+    "--device", default=Request.device, show_default=True, help="cpu, cuda, cuda:1 …"
+)
 eot_option = click.option(
     "--eot",
     type=click.IntRange(1),
@@ -58,7 +60,7 @@ eot_option = click.option(
 )
 adaptive_option = click.option(
     "--adaptive/--no-adaptive",
-    default=True,
+    default=Request.adaptive,
     show_default=True,
     help="Attack through transforms before a network (BPDA, EoT), or as if they were not known.",
 )
@@ -101,18 +103,25 @@ eps_option = click.option(
 
 
 def samples_option(samples: int) -> Callable[[F], F]:
-    """`--samples` with this default."""
+    """`--samples`, which says that its default is this number."""
     return click.option(
         "--samples",
         type=int,
-        default=samples,
-        show_default=f"{samples}, or all where there are fewer",
-        help="Test images to attack.",
+        help=f"Test images to attack.  [default: {samples}, or all where there are fewer]",
     )
 
 
+def _settings(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """`--param` by name."""
+    for text in texts:
+        name, equals, _ = text.partition("=")
+        if not equals or not name.rpartition(".")[2].strip():
+            raise UserError(f"--param takes NAME=VALUE or ATTACK.NAME=VALUE; got {text!r}")
+    return {name.strip(): value.strip() for name, _, value in (text.partition("=") for text in texts)}
+
+
 def slice_options(samples: int) -> Callable[[F], F]:
-    """What `run` and `transfer` both take, with this default number of samples."""
+    """What `run`, `transfer` and `compare` take; they say that their default is this number of samples."""
     return options(
         build_options,
         samples_option(samples),
@@ -120,12 +129,15 @@ def slice_options(samples: int) -> Callable[[F], F]:
         click.option("--targets", help="Attack towards a class: random, next or a class number."),
         click.option("--preset", help="Hyperparameters of an assignment: report, hw2, midterm."),
         click.option(
-            "--param", "params", multiple=True, help="NAME=VALUE or ATTACK.NAME=VALUE; may be repeated."
+            "--param",
+            multiple=True,
+            callback=_settings,
+            help="NAME=VALUE or ATTACK.NAME=VALUE; may be repeated.",
         ),
         click.option(
             "--restarts",
             type=click.IntRange(1),
-            default=1,
+            default=Request.restarts,
             show_default=True,
             help="Tries on what still stands.",
         ),
@@ -135,6 +147,11 @@ def slice_options(samples: int) -> Callable[[F], F]:
         device_option,
         click.option("--batch-size", type=click.IntRange(1), help="Samples per batch.  [default: by device]"),
         workers_option,
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0, min_open=True),
+            help="Seconds that an attack may take for a shard; its samples are errors then.",
+        ),
         results_option,
         json_option,
     )
@@ -154,13 +171,11 @@ def command_line() -> str:
     return f"bench {shlex.join(sys.argv[1:])}"
 
 
-def samples_of(samples: int, dataset: Dataset) -> int:
+def samples_of(asked: int | None, default: int, dataset: Dataset) -> int:
     """How many test images: what was asked for, else the default or as many as are here."""
     from zoo.datasets import here
 
-    if click.get_current_context().get_parameter_source("samples") is ParameterSource.DEFAULT:
-        return min(samples, here(dataset))
-    return samples
+    return min(default, here(dataset)) if asked is None else asked
 
 
 def device_of(name: str) -> str:

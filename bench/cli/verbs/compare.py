@@ -12,6 +12,7 @@ import click
 
 from bench.cli.common import figure_options, note, show, show_json, slice_options
 from bench.cli.verbs.run import build_spec, check_accuracy, fail_where_due, perform
+from bench.request import Request
 
 SAMPLES = 500
 
@@ -22,9 +23,7 @@ SAMPLES = 500
 @click.option(
     "--models", required=True, help="Two models or more, by comma; the others are compared with the first."
 )
-@click.option(
-    "--attack", "attacks", default="standard", show_default=True, help="Attacks, as for `bench run`."
-)
+@click.option("--attack", default="standard", show_default=True, help="Attacks, as for `bench run`.")
 @click.option("--all-pairs", is_flag=True, help="Compare every two models, not only each with the first.")
 @figure_options("compare", "Draw robust accuracy against eps, and training curves.")
 @click.option(
@@ -35,14 +34,13 @@ SAMPLES = 500
 @slice_options(SAMPLES)
 def command(
     models: str,
-    attacks: str,
     all_pairs: bool,
     figure: bool,
     out: Path | None,
     save: str | None,
     results: Path,
     as_json: bool,
-    **rest: Any,
+    **flags: Any,
 ) -> None:
     """Compare models on the same images, with paired tests and a figure.
 
@@ -55,7 +53,8 @@ def command(
     from bench.spec import SpecError
     from bench.store import writing
 
-    chosen = tuple(filter(None, (name.strip() for name in models.split(","))))
+    request = Request.of(flags, model=models)
+    chosen = request.models
     if len(chosen) < 2:
         raise SpecError("bench compare takes at least two models, as in --models mnist_cnn,mnist_cnn_bn")
     if save and not re.fullmatch(r"[\w@+.-]*\w", save):
@@ -63,15 +62,15 @@ def command(
     twice = [name for name in dict.fromkeys(chosen) if chosen.count(name) > 1]
     if twice:
         raise SpecError(f"--models names {', '.join(twice)} more than once; each model is compared once")
-    spec = build_spec(chosen, attacks, weights=None, transfers=(), **rest)
+    spec = build_spec(request, samples=SAMPLES)
     check_accuracy(spec, "bench compare")
-    run = perform(spec, results, rest["workers"])
+    run = perform(spec, results, request)
     couples = [pair for pair in itertools.combinations(chosen, 2) if all_pairs or pair[0] == chosen[0]]
     hidden = tuple(filter(compare.hides, chosen)) if spec.adaptive else ()
     naive = None
     if hidden:
         unaware = replace(spec, models=hidden, adaptive=False, eot=None)
-        naive = perform(unaware, results, rest["workers"])
+        naive = perform(unaware, results, request)
     found = compare.compare(run, couples, results, naive)
     folder = out or results / ("leaderboards" if save else "compare")
     files = compare.draw(found, folder, save or spec.id) if figure else []

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from bench.cli.common import (
     command_line,
@@ -23,6 +22,7 @@ from bench.cli.common import (
     workers_of,
 )
 from bench.render.table import percent
+from bench.request import Request, as_flag
 
 if TYPE_CHECKING:
     from bench.metrics import WorstCase
@@ -32,19 +32,50 @@ if TYPE_CHECKING:
 SAMPLES = 200
 
 
+def _from_file(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """What the file sets stands in for the flags that are not given."""
+    if path is not None:
+        from bench.request import read
+
+        context.default_map = {name: as_flag(value) for name, value in read(path).items()}
+    return path
+
+
+def _show_schema(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from bench.request import schema
+
+        options = (each for each in context.command.params if isinstance(each, click.Option))
+        show_json(schema({each.name or "": each.help or "" for each in options}))
+        context.exit()
+
+
 @click.command(
     epilog="Example:  bench run --model mnist_relu --attack 'ink*,native/pgd,foolbox/*' --eps 0.1,0.3"
 )
 @click.option(
+    "--spec",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    callback=_from_file,
+    help="A YAML file of these options, `batch_size: 64` for --batch-size 64; flags beside it override it.",
+)
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_schema,
+    help="Print the JSON Schema of such a file.",
+)
+@click.option(
     "--model",
-    "models",
     required=True,
     help="Models, by comma; also timm:NAME, torchvision:NAME, file.py:factory.",
 )
 @click.option(
     "--attack",
-    "attacks",
-    default="all",
+    default=Request.attack,
     show_default=True,
     help="Attacks, by comma; globs; all. A glob leaves out slow attacks: all+slow, art/*+slow have them.",
 )
@@ -56,16 +87,9 @@ SAMPLES = 200
     "--precision", type=float, help="Choose --samples: half-width of the worst case's interval, as 0.01."
 )
 @click.option("--certify", is_flag=True, help="Prove a lower bound, too: the share that no attack can break.")
+@click.option("--dry-run", is_flag=True, help="Show what would be computed, and how long; compute nothing.")
 @slice_options(SAMPLES)
-def command(
-    models: str,
-    attacks: str,
-    weights: str | None,
-    transfer: bool | None,
-    precision: float | None,
-    as_json: bool,
-    **rest: Any,
-) -> None:
+def command(spec: Path | None, dry_run: bool, results: Path, as_json: bool, **flags: Any) -> None:
     """Attack models and show how robust they are.
 
     Every image is judged by the harness itself. Results are stored as they come: the same command
@@ -73,74 +97,68 @@ def command(
     """
     import zoo
 
-    chosen = tuple(dict.fromkeys(filter(None, (name.strip() for name in models.split(",")))))
-    peers = {name: zoo.card(name).peer for name in chosen}
-    wanted = transfer if transfer is not None else attacks.startswith("all")
+    request = Request.of(flags)
+    peers = {name: zoo.card(name).peer for name in request.models}
+    wanted = request.transfer
+    if wanted is None:
+        wanted = as_flag(request.attack).startswith("all")
     pairs = tuple((name, peer) for name, peer in peers.items() if peer is not None) if wanted else ()
-    spec = build_spec(chosen, attacks, weights=weights, transfers=pairs, **rest)
-    if precision is not None:
-        spec = precise(spec, precision, rest["results"], rest["workers"])
-    run = perform(spec, rest["results"], rest["workers"])
-    finish(run, as_json)
+    asked = build_spec(request, pairs)
+    if spec is not None:
+        # The file may be another one tomorrow.
+        asked = replace(asked, command=request.command())
+    if dry_run:
+        show_plan(asked, results, request, as_json)
+        return
+    if request.precision is not None:
+        asked = precise(asked, request.precision, request, results)
+    finish(perform(asked, results, request), as_json)
 
 
 def build_spec(
-    models: tuple[str, ...],
-    attacks: str,
-    *,
-    weights: str | None,
-    transfers: tuple[tuple[str, str], ...],
-    pretrained: bool,
-    num_classes: int | None,
-    dataset: str | None,
-    samples: int,
-    eps: str | None,
-    targets: str | None,
-    preset: str | None,
-    params: tuple[str, ...],
-    restarts: int,
-    eot: int | None,
-    adaptive: bool,
-    seed: int,
-    device: str,
-    batch_size: int | None,
-    certify: bool = False,
-    **rest: Any,
+    request: Request, transfers: tuple[tuple[str, str], ...] = (), samples: int = SAMPLES
 ) -> RunSpec:
-    """The spec that a command line asks for. Raises UserError for what cannot be meant."""
+    """The spec that a request comes to, of so many samples where it says nothing.
+
+    Raises UserError for what cannot be meant.
+    """
     from attacks.api import check_rule, default_batch
     from attacks.registry import select
     from bench.plan import settle
     from bench.spec import RunSpec, SpecError, parse_eps, parse_parameters
     from zoo import Build
 
+    models = tuple(dict.fromkeys(request.models))
     if not models:
         raise SpecError("--model names no model; `bench list models` shows them")
-    described, build = settle(models, dataset, Build(weights, pretrained, num_classes, adaptive))
+    build = Build(request.weights, request.pretrained, request.num_classes, request.adaptive)
+    described, build = settle(models, request.dataset, build)
+    targets = None if request.targets is None else str(request.targets)
+    eps = None if request.eps is None else str(as_flag(request.eps))
     if targets is not None:
         check_rule(targets, described.classes)
     return RunSpec(
         models=models,
-        attacks=_aimed(select(attacks), targets),
+        attacks=_aimed(select(as_flag(request.attack)), targets),
         dataset=described.name,
-        samples=samples_of(samples, described),
+        samples=samples_of(request.samples, samples, described),
         eps=parse_eps(eps, described.eps),
         targets=targets,
-        seed=seed,
-        restarts=restarts,
-        eot=eot,
-        preset=preset,
-        parameters=parse_parameters(list(params)),
+        seed=request.seed,
+        restarts=request.restarts,
+        eot=request.eot,
+        preset=request.preset,
+        parameters=parse_parameters(request.param),
         **vars(build),
-        device=device,
-        batch_size=batch_size or default_batch(device),
+        device=request.device,
+        batch_size=request.batch_size or default_batch(request.device),
         transfers=transfers,
-        certify=certify,
+        certify=request.certify,
         command=command_line(),
     )
 
 
-def precise(spec: RunSpec, precision: float, results: Path, workers: int | None) -> RunSpec:
+def precise(spec: RunSpec, precision: float, request: Request, results: Path) -> RunSpec:
     """The spec with as many samples as every worst case needs for this half-width, by a pilot run.
 
     The pilot attacks the first shard. A worst case is then taken to be at the point of the pilot's interval
@@ -154,7 +172,7 @@ def precise(spec: RunSpec, precision: float, results: Path, workers: int | None)
     from bench.spec import SpecError
     from zoo.datasets import here
 
-    if click.get_current_context().get_parameter_source("samples") is ParameterSource.COMMANDLINE:
+    if request.samples is not None:
         raise SpecError("--precision chooses the number of samples; leave out --samples, or --precision")
     if not 0 < precision < 0.5:
         raise SpecError(
@@ -162,7 +180,7 @@ def precise(spec: RunSpec, precision: float, results: Path, workers: int | None)
         )
     check_accuracy(spec, "--precision")
     size = here(zoo.describe(spec.dataset))
-    pilot = perform(replace(spec, samples=min(PILOT, size), transfers=()), results, workers)
+    pilot = perform(replace(spec, samples=min(PILOT, size), transfers=()), results, request)
 
     def pessimistic(case: WorstCase) -> float:
         return min(max(0.5, case.robust_accuracy.low), case.robust_accuracy.high)
@@ -211,18 +229,54 @@ def _aimed(names: list[str], targets: str | None) -> tuple[str, ...]:
     return tuple(aimed)
 
 
-def perform(spec: RunSpec, results: Path, workers: int | None) -> Run:
-    """Performs a run under a progress bar."""
+def perform(spec: RunSpec, results: Path, request: Request) -> Run:
+    """Performs a run under a progress bar, with the workers and the timeout of a request."""
+    from bench.session import perform
+
+    prepare(spec)
+    with progress_bar() as progress:
+        workers = workers_of(request.workers, spec.device)
+        return perform(spec, results, workers, progress, request.timeout)
+
+
+def show_plan(spec: RunSpec, results: Path, request: Request, as_json: bool) -> None:
+    """Prints what a run would compute, what of it is stored, and how long it would take; writes nothing."""
+    from bench import status
+    from bench.pace import Pace
+    from bench.plan import PILOT, tasks_in
+    from bench.session import examined
+    from bench.store import RunFolder
+
+    if request.precision is not None:
+        spec = replace(spec, samples=min(PILOT, spec.samples), transfers=())
+        note("--precision: this is the pilot, which says how many samples the run takes")
+    prepare(spec)
+    folder, pace = RunFolder(results, spec.id), Pace(results)
+    workers = workers_of(request.workers, spec.device)
+    tasks = tasks_in(spec, examined(spec)[0])
+    stored = folder.stored(tasks, folder.donor)
+    todo = [task for task in tasks if task.name not in stored]
+    cells = status.cells(
+        [(task, status.DONE if task.name in stored else status.MISSING) for task in tasks], pace
+    )
+    left = pace.left(todo, workers)
+    if as_json:
+        summary = {"seconds": left.seconds, "unknown": list(left.unknown), "workers": workers}
+        show_json({"schema": 1, "run": spec.id, "cells": cells, **summary})
+        return
+    counts = f"{len(cells)} cells, {len(tasks)} shards: {len(stored)} stored, {len(todo)} to compute"
+    show([status.cells_table(cells, spec.id, f"{counts}; time with --workers {workers}: {left}")])
+
+
+def prepare(spec: RunSpec) -> None:
+    """Checks a spec before anything is loaded. Raises UserError."""
     import zoo
     from bench.plan import check
-    from bench.session import perform
 
     check(spec)
     if remark := zoo.describe(spec.dataset).remark:
         note(remark)
     device_of(spec.device)
-    with progress_bar() as progress:
-        return perform(spec, results, workers_of(workers, spec.device), progress)
 
 
 def finish(run: Run, as_json: bool) -> None:

@@ -26,6 +26,7 @@ from bench.cli.common import (
     weights_option,
 )
 from bench.cli.verbs.run import build_spec
+from bench.request import Request
 
 SAMPLES = 200
 
@@ -33,10 +34,9 @@ SAMPLES = 200
 @click.command(
     epilog="Example:  bench speed --model mnist_cnn --attack pgd --samples 1000 --peers foolbox,art"
 )
-@click.option("--model", "models", required=True, help="Models, by comma, as for `bench run`.")
+@click.option("--model", required=True, help="Models, by comma, as for `bench run`.")
 @click.option(
     "--attack",
-    "attacks",
     default="pgd",
     show_default=True,
     help="Attacks, by comma: fgsm, pgd, pgd_l2, also as pgd:steps=10.",
@@ -61,16 +61,13 @@ SAMPLES = 200
 @results_option
 @json_option
 def command(
-    models: str,
-    attacks: str,
     peers: str | None,
     rounds: int,
     threads: int | None,
     save: bool,
-    weights: str | None,
     results: Path,
     as_json: bool,
-    **rest: Any,
+    **flags: Any,
 ) -> None:
     """Race the same attack by this engine and by other libraries.
 
@@ -86,31 +83,19 @@ def command(
     from bench.stamp import stamp
     from bench.store import writing
 
-    chosen = tuple(dict.fromkeys(filter(None, (name.strip() for name in models.split(",")))))
-    spec = build_spec(
-        chosen,
-        attacks,
-        weights=weights,
-        transfers=(),
-        targets=None,
-        preset=None,
-        params=(),
-        restarts=1,
-        batch_size=None,
-        **rest,
-    )
+    spec = build_spec(Request.of(flags), samples=SAMPLES)
     device_of(spec.device)
     torch.set_num_threads(threads or torch.get_num_threads())
     # Work that cannot be compared is refused before a model is loaded.
     rivals, left_out = speed.chosen_peers(peers, cells_of(spec, dict.fromkeys(spec.models, "")))
     for line in left_out:
         note(line)
-    fingerprints, flags = examined(spec)
+    fingerprints, remarks = examined(spec)
     found = []
     with progress_bar() as progress:
         for cell in cells_of(spec, fingerprints):
             tasks = tasks_of(cell, spec)
-            found.append(speed.compare(tasks, rivals, rounds, flags[cell.model], progress.certify))
+            found.append(speed.compare(tasks, rivals, rounds, remarks[cell.model], progress.certify))
     document = speed.document(found, left_out, spec.command, stamp(spec.device))
     shown = speed.tables(found)
     if save:

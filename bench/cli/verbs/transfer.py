@@ -9,29 +9,29 @@ import click
 
 from bench.cli.common import figure_options, note, show, show_json, slice_options
 from bench.cli.verbs.run import SAMPLES, build_spec, fail_where_due, perform
+from bench.request import Request
 
 DEFAULT = "ink,ink_target,ink_binary,fgsm,pgd,pgd_l2"
 
 
 @click.command(epilog="Example:  bench transfer --models mnist_relu,mnist_bnn --attack 'ink*' --samples 500")
 @click.option("--models", required=True, help="Two models or more, by comma: each is source and target.")
-@click.option("--attack", "attacks", default=DEFAULT, show_default=True, help="Attacks, as for `bench run`.")
+@click.option("--attack", default=DEFAULT, show_default=True, help="Attacks, as for `bench run`.")
 @figure_options("transfer", "Draw the matrices as heat maps.")
 @slice_options(SAMPLES)
-def command(
-    models: str, attacks: str, figure: bool, out: Path | None, results: Path, as_json: bool, **rest: Any
-) -> None:
+def command(models: str, figure: bool, out: Path | None, results: Path, as_json: bool, **asked: Any) -> None:
     """Show one model's adversarial images to another: a source × target matrix per attack."""
     from bench import views
     from bench.render.figure import save_each, transfers
     from bench.spec import SpecError
 
-    chosen = tuple(dict.fromkeys(filter(None, (name.strip() for name in models.split(",")))))
+    request = Request.of(asked, model=models)
+    chosen = tuple(dict.fromkeys(request.models))
     if len(chosen) < 2:
         raise SpecError("bench transfer takes at least two models, as in --models mnist_relu,mnist_bnn")
     pairs = tuple((source, target) for source in chosen for target in chosen if source != target)
-    spec = build_spec(chosen, attacks, weights=None, transfers=pairs, **rest)
-    run = perform(spec, results, rest["workers"])
+    spec = build_spec(request, pairs)
+    run = perform(spec, results, request)
     rates = views.transfer_rates(run.rows, chosen)
     caption = (
         "Of the images that fooled the network they were made on, the share that fools another one which had "
