@@ -145,6 +145,7 @@ def test_a_library_that_raises_is_named_and_left_out(cli: Cli, tmp_path: Path) -
         "            raise ValueError('more than one image, please')\n"
         "        return self.last(x.flatten(1))\n"
         "def build():\n"
+        "    torch.manual_seed(0)\n"
         "    return Pairs()\n"
     )
     words = ("--attack", "fgsm", "--samples", "60", "--rounds", "1", "--peers", "foolbox,art")
