@@ -43,7 +43,13 @@ class Threat:
     eps: float | None = None
 
     def __str__(self) -> str:
-        return self.norm if self.eps is None else f"{self.norm}({self.eps:g})"
+        return self.norm if self.eps is None else f"{self.norm}({radius(self.eps)})"
+
+
+def radius(eps: float) -> str:
+    """A radius as people write it: `0.1`, and `8/255` where no short decimal says it."""
+    short, levels = f"{eps:g}", round(255 * eps)
+    return f"{levels}/255" if len(short) > 5 and math.isclose(255 * eps, levels) else short
 
 
 def check_eps(eps: object, norm: str = "linf") -> float:

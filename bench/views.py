@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from attacks.core import MADE, RADIUS_NORMS
+from attacks.core import MADE, RADIUS_NORMS, radius
 from bench import distance
 from bench.metrics import (
     DISTANCE,
@@ -41,7 +41,7 @@ COSTS = ("fwd", "bwd", "s")
 
 def threat_name(norm: str, eps: float | None) -> str:
     """`linf(0.1)`, or the norm alone."""
-    return norm if eps is None or math.isnan(eps) else f"{norm}({eps:g})"
+    return norm if eps is None or math.isnan(eps) else f"{norm}({radius(eps)})"
 
 
 def cells(rows: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
@@ -134,7 +134,7 @@ def distance_tables(rows: pd.DataFrame, flags: dict[str, list[str]], asked: Radi
         note = "worst case: the nearest image of any attack in this norm"
         if len(curves) > 1 + CURVES:
             note += f"; --json has {len(curves) - 1 - CURVES} more, and the whole curves"
-        heads = tuple(f"{eps:g}" for eps in radii)
+        heads = tuple(map(radius, radii))
         minor = tuple(head for head, eps in zip(heads, radii) if eps not in asked.get(group.norm, ()))
         found.append(Table(title, ("attack", *heads), tuple(accuracy), note, minor=minor))
     return found

@@ -304,7 +304,7 @@ CARDS: dict[str, ModelCard] = {
             "cifar_vgg",
             "cifar10",
             "zoo.models.cifar:vgg",
-            Recipe(epochs=100, lr=1e-3, batch_size=64, optimizer="sgd", momentum=0.9),
+            Recipe(epochs=80, lr=1e-3, batch_size=64, optimizer="sgd", momentum=0.9),
             "Midterm",
             "three VGG blocks of two convolutions, max-pooling and dropout, two fully connected layers",
             arguments=_NORM,

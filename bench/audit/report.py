@@ -11,6 +11,7 @@ import torch
 import zoo
 from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import seed_of
+from attacks.core import radius
 from attacks.models import logits_of
 from bench.audit import verdicts
 from bench.audit.checks import Check, Colour, facts_of, judge, randomised, remedy, worst
@@ -198,7 +199,7 @@ def tables(found: Audit) -> list[Table]:
             )
             for check in each.checks
         )
-        title = f"{found.model} · {found.norm}({found.eps:g}) · {each.subject}: {each.colour}"
+        title = f"{found.model} · {found.norm}({radius(found.eps)}) · {each.subject}: {each.colour}"
         columns = ("light", "check", "found", "threshold", "p", "n", "what to do")
         left = frozenset({"light", "check", "found", "threshold", "what to do"})
         table = Table(title, columns, lines, "", left, minor=("n", "threshold", "p"))

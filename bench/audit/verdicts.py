@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adversarial_bench.files import write_whole
+from attacks.core import radius
 from bench.store import writing
 
 NONE = "not audited"
@@ -49,4 +50,4 @@ def verdict_of(documents: list[dict[str, Any]], weights: str, norm: str, eps: fl
         return NONE
     if near["norm"] == norm and eps is not None and abs(near["eps"] - eps) < 1e-9:
         return str(near["verdict"])
-    return f"{near['verdict']} (at {near['norm']} {near['eps']:g})"
+    return f"{near['verdict']} (at {near['norm']} {radius(near['eps'])})"

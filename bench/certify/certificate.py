@@ -15,6 +15,7 @@ import torch
 import zoo
 from adversarial_bench.files import write_whole
 from adversarial_bench.hashing import digest, file_digest
+from attacks.core import radius
 from attacks.models import logits_of
 from bench.certify import smoothing
 from bench.certify.bounds import NORMS, layers_of, margins, method_of
@@ -227,7 +228,7 @@ def certify_run(
                 continue
             counted = 0
 
-            def done(samples: int, what: str = f"certifying {model} {norm}({eps:g})") -> None:
+            def done(samples: int, what: str = f"certifying {model} {norm}({radius(eps)})") -> None:
                 nonlocal counted
                 counted += samples
                 progress(what, counted, len(ids))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attacks.core import Threat
 from bench.metrics import (
     broken,
     cell_metrics,
@@ -19,6 +20,7 @@ from bench.metrics import (
     threats,
     worst_case,
 )
+from bench.views import threat_name
 
 
 def rows(**columns: object) -> pd.DataFrame:
@@ -205,3 +207,19 @@ def test_no_number_of_samples_gives_an_impossible_width() -> None:
     for width in (0.0, 0.5, -0.1):
         with pytest.raises(ValueError, match="half-width"):
             samples_for(width, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("eps", "said"),
+    [
+        (8 / 255, "linf(8/255)"),
+        (2 / 255, "linf(2/255)"),
+        (0.1, "linf(0.1)"),
+        (0.2, "linf(0.2)"),
+        (0.03, "linf(0.03)"),
+        (0.0314, "linf(0.0314)"),
+        (1.0, "linf(1)"),
+    ],
+)
+def test_a_radius_is_said_as_people_write_it(eps: float, said: str) -> None:
+    assert str(Threat("linf", eps)) == said == threat_name("linf", eps)

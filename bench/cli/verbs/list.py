@@ -115,6 +115,7 @@ def _settings(values: Mapping[str, Any]) -> str:
 
 
 def _datasets() -> Table:
+    from attacks.core import radius
     from zoo.datasets import DATASETS
 
     lines = tuple(
@@ -123,7 +124,7 @@ def _datasets() -> Table:
             times(d.shape),
             str(d.classes),
             ", ".join(f"{name} {split.size}" for name, split in d.splits.items()),
-            ", ".join(f"{norm} {eps:g}" for norm, eps in d.eps.items()),
+            ", ".join(f"{norm} {radius(eps)}" for norm, eps in d.eps.items()),
         )
         for d in DATASETS.values()
     )

@@ -294,6 +294,8 @@ def finish(run: Run, as_json: bool) -> None:
 
 def fail_where_due(run: Run) -> None:
     """Names what crashed, and what was certified and yet broken; ends with 1 where there is any."""
+    from bench.views import threat_name
+
     crashed = run.rows[run.rows["status"] == "error"]
     for attack, message in crashed.drop_duplicates("attack")[["attack", "message"]].itertuples(index=False):
         note(f"bench: {attack} crashed on some samples, which count as neither robust nor fooled: {message}")
@@ -301,8 +303,8 @@ def fail_where_due(run: Run) -> None:
     for (model, norm, eps), samples in refuted.items():
         named = ", ".join(map(str, samples[:10])) + (", …" if len(samples) > 10 else "")
         note(
-            f"bench: {model} in {norm}({eps:g}): {len(samples)} samples are certified and yet broken, so the "
-            f"certificate or the judge is wrong: {named}"
+            f"bench: {model} in {threat_name(norm, eps)}: {len(samples)} samples are certified and yet "
+            f"broken, so the certificate or the judge is wrong: {named}"
         )
     if len(crashed) or refuted:
         sys.exit(1)
