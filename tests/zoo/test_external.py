@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,13 +241,16 @@ def test_state_dicts_are_unpacked(file: Path, key: str | None, prefix: str) -> N
         ("w.pt", {3: torch.zeros(1)}, "no tensor under 3"),
         ("w.pt", {"1.weight": torch.zeros(7, 784), "1.bias": torch.zeros(7)}, r"does not fit .*\[7, 784\]"),
         ("w.pt", {"fc.bias": torch.zeros(10)}, "does not fit .*Missing key"),
-        ("w.pt", b"hello", "not readable"),
-        ("w.pt", b"", "not readable"),
+        ("w.pt", b"hello", "neither named .safetensors nor a state dict of torch.save"),
+        ("w.pt", b"", "neither named .safetensors nor a state dict of torch.save"),
+        # What torch says of it is advice to unpickle it all the same, over several lines.
+        ("w.pt", pickle.dumps({"a": print}), "nor a state dict of torch.save$|pickle of more than tensors"),
         ("w.safetensors", {"1.bias": torch.zeros(10)}, "torch.save made it: name it .pt"),
         ("w.safetensors", b"hello", "not a readable safetensors file"),
     ],
     ids=lambda value: "" if isinstance(value, (dict, list, bytes, nn.Module)) else str(value)[:20],
 )
+@pytest.mark.filterwarnings("error")
 def test_weights_that_are_none_are_refused(file: Path, name: str, content: Any, complaint: str) -> None:
     path = file.with_name(name)
     if isinstance(content, bytes):

@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import pickle
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -279,12 +281,17 @@ def _pickled(path: Path) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of what it refuses right after.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no pickle fails in any way
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
+            # torch's advice is to unpickle it all the same.
+            reason = "" if isinstance(error, pickle.UnpicklingError) else f": {_told(error)}"
             raise ModelError(
-                f"{path} is not readable, neither named .safetensors nor made by torch.save: {_told(error)}"
+                f"{path} is neither named .safetensors nor a state dict of torch.save{reason}"
             ) from error
         raise ModelError(
             f"{path} is a pickle of more than tensors ({refused[1]}), which could run code; "
