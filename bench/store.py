@@ -225,12 +225,18 @@ class RunFolder:
         return found
 
     def rows(self, names: list[str] | None = None) -> pd.DataFrame:
-        """The sample rows of the named shards (default: of all), with their cells' columns."""
+        """The sample rows of the named shards, with their cells' columns; by default, of the run's cells.
+
+        A folder may hold more: shards of the same request on weights that the model no longer has.
+        """
         import pandas as pd
 
-        chosen = sorted(f.stem for f in self.receipts.glob("*.json")) if names is None else names
+        if names is None:
+            current = self.read_json("run.json")["cells"]
+            stored = sorted(f.stem for f in self.receipts.glob("*.json"))
+            names = [name for name in stored if name.partition("-")[0] in current]
         frames = []
-        for name in chosen:
+        for name in names:
             receipt = self._receipt(name)
             if receipt is None:
                 raise StoreError(

@@ -25,6 +25,7 @@ from attacks.registry import select
 from bench.metrics import rate
 from bench.plan import slice_ids
 from bench.render.figure import transfers
+from bench.runner import load_model
 from bench.store import RunFolder
 from tests.conftest import Answer
 
@@ -355,6 +356,24 @@ def test_attacks_without_a_targeted_form_are_left_out_by_name(cli: Cli) -> None:
     alone = cli(*words, "--attack", "foolbox/deepfool_l2")
     assert alone.code == 2
     assert "no targeted form" in alone.complaint
+
+
+def test_rows_of_weights_that_a_model_had_before_are_not_counted(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    words = ("run", "--model", f"{file}:build", "--attack", "fgsm", "--samples", "20", "--workers", "1")
+    for seed in (1, 22):
+        file.write_text(
+            "import torch\n\n\ndef build():\n"
+            f"    torch.manual_seed({seed})\n"
+            "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))\n"
+        )
+        load_model.cache_clear()
+        last = cli(*words, "--json").json
+    folder = Path(last["path"])
+    assert len(list((folder / "shards").glob("*.json"))) == 2, "one request, one folder"
+    shown = cli("leaderboard", "--json").json["entries"][0]
+    assert shown["robust_accuracy"] == last["worst_case"][0]["robust_accuracy"]
+    assert RunFolder(folder.parent.parent, folder.name).rows()["cell"].nunique() == 1
 
 
 def test_transfer_shows_the_images_that_fooled(cli: Cli, relu: nn.Module) -> None:
