@@ -426,6 +426,10 @@ def recipe_findings(found: Outcomes, compared: Sequence[Pair]) -> list[str]:
         if len(recipes) < 2:
             continue
         inside = [pair for pair in compared if {pair.base, pair.other} <= set(recipes)]
+        if not inside:
+            said.append(f"Recipes of {network}: no two of them were compared; --all-pairs does.")
+            continue
+        said.append(f"Recipes of {network}, accuracy: {_told(inside, CLEAN)}.")
         for threat in (threat for threat in found if threat != CLEAN):
             if max(found[threat][model].mean() for model in recipes) < FALLEN:
                 said.append(
@@ -433,10 +437,8 @@ def recipe_findings(found: Outcomes, compared: Sequence[Pair]) -> list[str]:
                     "more robust one; a smaller --eps may."
                 )
                 continue
-            tested = f"{_told(inside, CLEAN, 'accuracy')} {_told(inside, threat, 'robustness')}"
-            if not inside:
-                tested = "No two of them were compared: --all-pairs does."
-            said.append(f"Recipes of {network}, {threat}: {_agreement(found, threat, recipes)}. {tested}")
+            agreed = _agreement(found, threat, recipes)
+            said.append(f"Recipes of {network}, {threat}: {agreed}; {_told(inside, threat)}.")
     return said
 
 
@@ -454,8 +456,8 @@ def _agreement(found: Outcomes, threat: str, recipes: Sequence[str]) -> str:
     return f"{said} in {alike} of {len(couples)} pairs (Kendall's tau {tau})"
 
 
-def _told(compared: Sequence[Pair], threat: str, what: str) -> str:
-    """Which recipes a threat model's tests tell apart, and which they do not."""
+def _told(compared: Sequence[Pair], threat: str) -> str:
+    """Which models a threat model's tests tell apart, and which they do not."""
     told, untold = [], []
     for pair in (pair for pair in compared if pair.threat == threat):
         better, worse = (
@@ -465,7 +467,7 @@ def _told(compared: Sequence[Pair], threat: str, what: str) -> str:
             told.append(f"{better} is above {worse}")
         else:
             untold.append(f"{pair.base} and {pair.other} are not told apart by {pair.n} images")
-    return f"In {what}, {'; '.join(told + untold)}."
+    return "; ".join(told + untold)
 
 
 def curves(rows: pd.DataFrame, radii: views.Radii) -> dict[str, list[Curve]]:
