@@ -260,8 +260,11 @@ class Cost:
 
     @property
     def training_seconds(self) -> float | None:
-        """Seconds of all epochs, evaluation left out."""
-        return sum(point["seconds"] for point in self.manifest["curve"]) if self.manifest else None
+        """Of all epochs as long as the median one, evaluation left out: an hour's break is no training."""
+        if not self.manifest:
+            return None
+        epochs = [point["seconds"] for point in self.manifest["curve"]]
+        return len(epochs) * statistics.median(epochs)
 
     @property
     def trained_on(self) -> str:
@@ -290,8 +293,8 @@ def cost_table(costs: Sequence[Cost], device: str) -> Table:
     columns = ("model", "inference ms", "ratio", "training s", "training ratio", "trained on")
     note = (
         f"inference: per image, median of {PASSES} interleaved passes over {base.images} images on {device}; "
-        f"ratio: to {base.model}, median [least–greatest] of pairs; training: of the shipped weights, each "
-        "at its own time, so that `bench timing` measures its ratio better"
+        f"ratio: to {base.model}, median [least–greatest] of pairs; training: of the shipped weights, epochs "
+        "times the median one, each at its own time, so that `bench timing` measures its ratio better"
     )
     return Table("cost", columns, lines, note, frozenset({"model", "trained on"}))
 

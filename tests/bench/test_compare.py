@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 import zoo
 from bench.compare import (
     CLEAN,
+    Cost,
     Pair,
     batch_norm_finding,
     breakers,
@@ -379,6 +380,12 @@ def test_of_the_zoo_every_test_image_is_compared_and_the_study_drawn(cli: Cli, t
     assert page.count("![") == 2
     for title in ("differences", "cost", "training", "worst case over attacks"):
         assert f"### {title}\n" in page
+
+
+def test_a_break_in_an_epoch_is_no_training() -> None:
+    manifest = {"curve": [{"seconds": seconds} for seconds in (10.0, 11.0, 3600.0, 12.0, 10.0)]}
+    assert Cost("m", (1.0,), 1, manifest).training_seconds == 55
+    assert Cost("m", (1.0,), 1, None).training_seconds is None
 
 
 def test_a_defence_that_only_looks_robust_is_named() -> None:
