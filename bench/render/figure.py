@@ -29,8 +29,8 @@ LETTERS = 74
 
 Rates = Mapping[str, Mapping[str, Estimate | None]]
 """Of each source, then of each target; None where nothing was shown."""
-ACROSS = 3
-"""The most heat maps side by side."""
+ACROSS, LONGEST = 3, 24
+"""The most heat maps side by side, and letters of a model's name beside one."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ def transfers(rates: Mapping[str, Rates], caption: str) -> Figure:
 
     first = next(iter(rates.values()))
     side = 1.2 + 0.62 * len(first)
+    # The name of a user's file may be longer than a map is wide.
+    names = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in first]
     rows = -(-len(rates) // ACROSS)
     across = -(-len(rates) // rows)
     figure, panels = _panels(len(rates), caption, rows, (side + 0.6, side))
@@ -126,8 +128,8 @@ def transfers(rates: Mapping[str, Rates], caption: str) -> Figure:
             vmax=100,
             square=True,
             cbar=False,
-            xticklabels=list(of_attack),
-            yticklabels=list(of_attack) if i % across == 0 else False,
+            xticklabels=names,
+            yticklabels=names if i % across == 0 else False,
         )
         for k in range(len(cells)):
             axes.add_patch(Rectangle((k, k), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.8))

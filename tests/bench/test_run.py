@@ -429,6 +429,9 @@ def test_the_transfer_matrix_is_drawn_as_a_heat_map(cli: Cli, tmp_path: Path) ->
     assert [text.get_text().split("\n")[0] for text in drawn.texts] == ["90", "25", "0"]
     assert drawn.collections[0].get_array().filled(-1).ravel().tolist() == [90, -1, 25, 0]
     assert [label.get_text() for label in drawn.get_yticklabels()] == ["a", "b"]
+    path = "/a/folder/of/some/depth/mine.py:build"
+    drawn = transfers({"ink": {path: {path: rate(9, 10)}}}, "caption").axes[0]
+    assert [label.get_text() for label in drawn.get_yticklabels()] == ["…ome/depth/mine.py:build"]
 
 
 def test_noise_is_tried_as_a_universal_perturbation(cli: Cli) -> None:

@@ -291,7 +291,7 @@ def _pickled(path: Path) -> Any:
             # torch's advice is to unpickle it all the same.
             reason = "" if isinstance(error, pickle.UnpicklingError) else f": {_told(error)}"
             raise ModelError(
-                f"{path} is neither named .safetensors nor a state dict of torch.save{reason}"
+                f"{path} is not readable, neither named .safetensors nor a state dict of torch.save{reason}"
             ) from error
         raise ModelError(
             f"{path} is a pickle of more than tensors ({refused[1]}), which could run code; "
