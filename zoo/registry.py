@@ -25,9 +25,12 @@ PREFIX = "planted:"
 WEIGHTS = Path(__file__).parent / "weights"
 _HARDEST_FIRST = ("none", "expectation", "straight-through", "exact")
 
-_DEFAULTS = {
-    each.name: each.default for each in dataclasses.fields(Recipe) if each.default is not dataclasses.MISSING
-}
+# As JSON has them, which knows no tuples: a default is no other value than the same one in a manifest.
+_DEFAULTS = json.loads(
+    json.dumps(
+        {f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING}
+    )
+)
 
 
 def names(*, trained: bool = False) -> list[str]:

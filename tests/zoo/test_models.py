@@ -137,7 +137,12 @@ def test_a_manifest_has_every_setting_of_a_recipe() -> None:
         None,
         1,
     )
-    assert Recipe(**recorded) == zoo.card("mnist_bnn").recipe
+    assert Recipe(**{**recorded, "fill": tuple(recorded["fill"])}) == zoo.card("mnist_bnn").recipe
+
+
+def test_a_setting_that_an_older_manifest_lacks_is_the_one_that_a_newer_one_has() -> None:
+    older, newer = manifest("mnist_cnn")["recipe"], manifest("mnist_cnn@smooth_labels")["recipe"]
+    assert {key for key in newer if older[key] != newer[key]} == {"smoothing", "half"}
 
 
 def test_sign_and_its_straight_through_gradient() -> None:
