@@ -48,8 +48,9 @@ class Standing:
 def standings(results: Path) -> list[Standing]:
     """Every model in every threat model that a finished run of the store speaks of, `--no-adaptive` aside.
 
-    Robust accuracy is an upper bound, so a model's entry comes from the run that bounds it lowest: the
-    least upper end of the interval, which strong attacks and many samples both bring down. Rows of
+    Robust accuracy is an upper bound, so a model's entry comes from the run that bounds it lowest, of those
+    with `standard` where there are any: the least upper end of the interval, which strong attacks and many
+    samples both bring down, and which chance brings down where a few samples are all there is. Rows of
     different runs are never mixed, since a sample that only a weak attack has seen is not robust.
     Ranked by worst-case robust accuracy, then by clean accuracy. Raises StoreError for an empty store.
     """
@@ -62,13 +63,17 @@ def standings(results: Path) -> list[Standing]:
                 if case is None:
                     continue
                 place = (case.dataset, norm, eps or 0.0, str(model))
-                if place not in best or case.robust_accuracy.high < best[place][0].robust_accuracy.high:
+                if place not in best or _evidence(case) > _evidence(best[place][0]):
                     best[place] = (case, document)
     if not best:
         raise StoreError(
             f"no finished run under {results / 'runs'}; `bench run --model … --attack all` makes one"
         )
     return _ranked(best, list(stored(results)))
+
+
+def _evidence(case: WorstCase) -> tuple[bool, float]:
+    return case.standard, -case.robust_accuracy.high
 
 
 def _counted(results: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:

@@ -160,7 +160,11 @@ def test_a_leaderboard_says_which_entries_had_the_suite(cli: Cli) -> None:
     few = ("--samples", "10", "--eps", "0.1", "--workers", "1")
     cli("run", "--model", "mnist_relu", "--attack", "fgsm,pgd", *few)
     cli("run", "--model", "mnist_bnn", "--attack", "standard", "--param", "queries=5", *few)
-    flags = {e["model"]: e["flags"] for e in cli("leaderboard", "--json").json["entries"]}
+    cli("run", "--model", "mnist_bnn", "--attack", "pgd", "--samples", "20", "--eps", "0.1", "--workers", "1")
+    entries = cli("leaderboard", "--json").json["entries"]
+    chosen = next(e for e in entries if e["model"] == "mnist_bnn")
+    assert chosen["n"] == 10, "a run with the suite goes before one that is longer"
+    flags = {e["model"]: e["flags"] for e in entries}
     assert "without standard" in flags["mnist_relu"]
     assert not [flag for flag in flags["mnist_bnn"] if "attack" in flag or "standard" in flag]
 
