@@ -14,6 +14,13 @@ from torch import Tensor, nn
 import zoo
 from bench.cli import main
 
+_FIRST = {name.partition("@")[0]: name for name in reversed(zoo.names(trained=True))}
+TRAINED = [
+    name if name in _FIRST.values() else pytest.param(name, marks=pytest.mark.slow)
+    for name in zoo.names(trained=True)
+]
+"""Every model with weights; other weights of a network are slow tests, which one Python runs."""
+
 
 class Linear(nn.Module):
     """K classes, logits W·x, W (K, D); images (B, 1, side, side)."""

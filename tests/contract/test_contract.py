@@ -13,6 +13,7 @@ import bench
 import zoo
 from attacks.core import RADIUS_NORMS
 from bench.metrics import TOLERANCE, broken
+from tests.conftest import TRAINED
 
 NATIVE = [name for name in attacks.names() if name.startswith("native/")]
 QUICK = [name for name in attacks.names() if "slow" not in attacks.get(name).tags]
@@ -59,7 +60,7 @@ def test_every_model_takes_images_in_0_1_and_has_a_card(name: str) -> None:
     assert (gradient.abs().flatten(1).sum(1) > 0).all() == (card.gradient != "none")
 
 
-@pytest.mark.parametrize("model", zoo.names(trained=True))
+@pytest.mark.parametrize("model", TRAINED)
 @pytest.mark.parametrize("attack", NATIVE)
 def test_every_native_attack_runs_on_every_model(model: str, attack: str) -> None:
     net, images, labels = understood(model)

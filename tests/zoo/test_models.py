@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import zoo
 from adversarial_bench.errors import UnknownNameError
+from tests.conftest import TRAINED
 from zoo.cards import Recipe
 from zoo.models.binary import Sign, SignFunction
 from zoo.models.layers import Standardize
@@ -159,7 +160,7 @@ LEAST = {"mnist": 0.99, "cifar10": 0.78}
 LEAST_DEFENDED = {"mnist": 0.9, "cifar10": 0.4}
 
 
-@pytest.mark.parametrize("name", zoo.names(trained=True))
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_shipped_weights_reach_the_accuracy_of_their_manifest(name: str) -> None:
     model, dataset = zoo.load(name), zoo.card(name).dataset
     images, labels = zoo.data(dataset)
