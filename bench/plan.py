@@ -98,8 +98,8 @@ class Task:
     cell: Cell
     ids: tuple[int, ...]
     build: Build
-    images_file: str | None = None
-    """For a transfer: the source shard's adversarial images."""
+    shown: bytes | None = None
+    """For a transfer: the source shard's file of adversarial images."""
     given_up: str = ""
     """Why the attack is not run: its samples are errors with this message."""
 

@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from adversarial_bench.errors import UserError, unknown
+
+ExecutorName = Literal["serial", "processes", "ray", "slurm"]
 
 
 class RequestError(UserError):
@@ -41,6 +43,8 @@ class Request:
     device: str = "cpu"
     batch_size: int | None = None
     workers: int | None = None
+    executor: ExecutorName | None = None
+    address: str | None = None
     timeout: float | None = None
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}

@@ -365,8 +365,8 @@ def _compute(task: Task, model: torch.nn.Module) -> Outcome:
     cell = task.cell
     images, labels, goal = samples_of(cell, task.ids)
     clean = _clean_of(task, model, images, goal)
-    if task.images_file is not None:
-        return _shown(task, model, images, labels, goal, clean)
+    if task.shown is not None:
+        return _shown(task, task.shown, model, images, labels, goal, clean)
     entry = get(cell.attack).configured(**dict(cell.parameters))
     return attack_rows(
         model,
@@ -384,16 +384,18 @@ def _compute(task: Task, model: torch.nn.Module) -> Outcome:
     )
 
 
-def _shown(task: Task, model: Any, images: Tensor, labels: Tensor, goal: Goal, clean: Clean) -> Outcome:
+def _shown(
+    task: Task, file: bytes, model: Any, images: Tensor, labels: Tensor, goal: Goal, clean: Clean
+) -> Outcome:
     """A transfer: the images that another model's attack made, judged on this model.
 
     The status is `ok` where the image fooled its source and this model was right before; else
     `not_shown`, which no figure counts.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     cell = task.cell
-    shown = load_file(str(task.images_file))
+    shown = load(file)
     adversarial = shown["images"].to(cell.device)
     made = goal.made
     verdict = judge(model, adversarial, None if made else images, goal, cell.threat, cell.batch_size)

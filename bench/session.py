@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import zoo
 from bench.audit import verdicts
-from bench.executors import execute
+from bench.executors import HERE, Executor
 from bench.plan import Task, slice_ids, tasks_in
 from bench.runner import adaptivity, averaged, examine, load_data, load_model
 from bench.spec import RunSpec
@@ -90,14 +90,8 @@ def examined(spec: RunSpec) -> tuple[dict[str, str], dict[str, list[str]]]:
     return fingerprints, flags
 
 
-def perform(
-    spec: RunSpec,
-    results: Path,
-    workers: int = 1,
-    progress: Progress = Progress(),
-    timeout: float | None = None,
-) -> Run:
-    """Computes what is missing of a run and returns all its rows; a `timeout` is in seconds per shard.
+def perform(spec: RunSpec, results: Path, executor: Executor = HERE, progress: Progress = Progress()) -> Run:
+    """Computes what is missing of a run and returns all its rows.
 
     Raises UserError for a spec that cannot be meant, before anything is computed, and StoreError
     where results cannot be written; shards already stored stay.
@@ -109,6 +103,10 @@ def perform(
         audits = list(verdicts.stored(results))
         run = Run(spec, folder, folder.rows([]), flags, fingerprints=fingerprints, audits=audits)
         cells = {task.cell.key: task.cell for task in tasks}
+        stored = folder.stored(tasks, folder.adopt)
+        missing = any(task.name not in stored for task in tasks)
+        if missing:
+            executor.start(len(tasks))
         document: dict[str, Any] = {
             "schema": 1,
             "id": spec.id,
@@ -117,24 +115,24 @@ def perform(
             "model_flags": flags,
             "cells": {key: f"{cell.model} {cell.attack} {cell.threat}" for key, cell in cells.items()},
             "stamp": stamp(spec.device),
-            "workers": workers,
+            "workers": executor.workers,
             "status": "running",
         }
-        stored = folder.stored(tasks, folder.adopt)
-        if any(task.name not in stored for task in tasks):
+        if missing:
             folder.write_json("run.json", document)
         run.reused = len(stored)
         done = sum(len(task.ids) for task in tasks if task.name in stored)
         progress.begin(sum(len(task.ids) for task in tasks), done)
         for shown in (False, True):
-            todo = [
-                replace(task, images_file=str(folder.images_file(task.source_name)))
+            # Read as workers are free for them: the images of all transfers together may not fit into memory.
+            todo = (
+                replace(task, shown=folder.images_file(task.source_name).read_bytes())
                 if task.source_name
                 else task
                 for task in tasks
                 if task.name not in stored and (task.source_name is not None) == shown
-            ]
-            for task, outcome in execute(todo, min(workers, len(todo)), timeout):
+            )
+            for task, outcome in executor.execute(todo):
                 folder.write(task, outcome)
                 run.computed += 1
                 progress.advance(task, len(task.ids))

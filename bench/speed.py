@@ -27,7 +27,7 @@ from attacks.native import Attack
 from attacks.objectives import CrossEntropy
 from attacks.registry import catalogue, get, split
 from attacks.updates import Normalized, Sign
-from bench.executors import alone
+from bench.executors.processes import alone
 from bench.judge import judge
 from bench.leaderboard import as_csv, flat, made_with
 from bench.metrics import Estimate, rate

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ PACKAGES = (
     "pandas",
     "pyarrow",
 )
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """What figures may depend on: this package's version and those of the libraries that it computes with."""
+    return {"adversarial-bench": __version__, **{package: _version(package) for package in PACKAGES}}
 
 
 def _version(package: str) -> str | None:
@@ -60,10 +67,7 @@ def stamp(device: str) -> dict[str, Any]:
     """Versions, commit and whether it is dirty, machine, device, time (UTC)."""
     commit = _git("rev-parse", "HEAD")
     return {
-        "versions": {
-            "adversarial-bench": __version__,
-            **{package: _version(package) for package in PACKAGES},
-        },
+        "versions": versions(),
         "python": sys.version.split()[0],
         "commit": commit,
         "dirty": bool(_git("status", "--porcelain")) if commit else None,

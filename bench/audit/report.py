@@ -17,6 +17,7 @@ from bench.audit import verdicts
 from bench.audit.checks import Check, Colour, facts_of, judge, randomised, remedy, worst
 from bench.audit.probes import Probed, probe
 from bench.audit.subject import STEPS, Evidence, Subject
+from bench.executors import HERE, Executor
 from bench.plan import check_samples, settle, slice_ids
 from bench.render.table import Table
 from bench.runner import averaged, load_data, load_model
@@ -110,7 +111,7 @@ def audit(
     seed: int = 0,
     device: str = "cpu",
     batch_size: int = 128,
-    workers: int = 1,
+    executor: Executor = HERE,
     progress: Progress = QUIET,
 ) -> Audit:
     """Audits a model's gradient in the Linf ball, and where it misleads, again with the remedy.
@@ -142,11 +143,11 @@ def audit(
             checks = [light]
         else:
             asked = evidence.spec(model, described.name, samples, **vars(build), **rest)
-            run = perform(asked, store, workers, progress)
+            run = perform(asked, store, executor, progress)
             shown = None
             if build.weights is None and source is not None:
                 asked = evidence.transfer(model, source, described.name, samples, **vars(build), **rest)
-                shown = perform(asked, store, workers, progress).transfer_rows
+                shown = perform(asked, store, executor, progress).transfer_rows
             checks = judge(facts_of(evidence, probed, run.attack_rows, shown, STEPS))
         found.rounds.append(Round(current, checks))
         current = remedy(evidence, checks, probed)

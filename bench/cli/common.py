@@ -9,15 +9,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from adversarial_bench.errors import UserError
 from bench.render.table import Table, as_text
-from bench.request import Request
+from bench.request import ExecutorName, Request
 
 if TYPE_CHECKING:
+    from bench.executors import Executor
     from bench.session import Progress
     from zoo import Dataset
 
@@ -78,10 +79,23 @@ build_options = options(
     ),
     click.option("--dataset", help="The dataset.  [default: the model's own, else mnist]"),
 )
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(1),
-    help="Processes.  [default: the number of cores, at most 4, on a CPU; else 1]",
+executor_options = options(
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="Processes, or shards that a cluster has at once.  "
+        "[default: the number of cores, at most 4, on a CPU; else 1; all that a running cluster has]",
+    ),
+    click.option(
+        "--executor",
+        type=click.Choice(get_args(ExecutorName)),
+        help="Who computes.  [default: processes, where there are several workers]",
+    ),
+    click.option(
+        "--address",
+        help="ray: a running cluster, HOST:PORT or auto; without it one is started here. "
+        "slurm: local, for jobs on this machine.",
+    ),
 )
 
 
@@ -146,7 +160,7 @@ def slice_options(samples: int) -> Callable[[F], F]:
         seed_option,
         device_option,
         click.option("--batch-size", type=click.IntRange(1), help="Samples per batch.  [default: by device]"),
-        workers_option,
+        executor_options,
         click.option(
             "--timeout",
             type=click.FloatRange(0, min_open=True),
@@ -190,12 +204,34 @@ def device_of(name: str) -> str:
     return name
 
 
-def workers_of(asked: int | None, device: str) -> int:
-    """How many processes: what was asked, else by the machine."""
-    if asked is not None:
-        return asked
+def executor_of(request: Request, results: Path) -> Executor:
+    """Who computes a request. Raises UserError for what does not go together, or is not here."""
+    name, workers, address, timeout = request.executor, request.workers, request.address, request.timeout
+    if address is not None and name not in ("ray", "slurm"):
+        raise UserError("--address goes with --executor ray or slurm")
+    if name == "slurm" and address not in (None, "local"):
+        raise UserError(f"--executor slurm knows the --address local alone; got {address!r}")
+    if name == "serial" and workers not in (None, 1):
+        raise UserError(f"--executor serial is one worker; leave out --workers {workers}")
+    if name == "serial" and timeout is not None:
+        raise UserError("--executor serial cannot stop an attack that hangs; --timeout takes another one")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores) if device == "cpu" else 1
+    here = workers or (min(4, cores) if request.device == "cpu" else 1)
+    if name == "ray":
+        from bench.executors.ray import Ray
+
+        return Ray(workers if address else here, address, request.device, timeout)
+    if name == "slurm":
+        from bench.executors.slurm import Slurm
+
+        return Slurm(here, address == "local", request.device, results, timeout)
+    if name == "serial" or (name is None and here == 1 and timeout is None):
+        from bench.executors import HERE
+
+        return HERE
+    from bench.executors.processes import Processes
+
+    return Processes(here, timeout, spare=name is None and workers is None)
 
 
 def show(tables: list[Table]) -> None:

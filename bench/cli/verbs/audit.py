@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from bench.cli.common import (
     device_of,
     device_option,
     eot_option,
+    executor_of,
+    executor_options,
     json_option,
     note,
     progress_bar,
@@ -24,9 +27,8 @@ from bench.cli.common import (
     show,
     show_json,
     weights_option,
-    workers_of,
-    workers_option,
 )
+from bench.request import ExecutorName, Request
 
 if TYPE_CHECKING:
     from bench.audit.report import Audit
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 @build_options
 @click.option("--source", help="The network whose images are shown to the model.  [default: its peer]")
 @click.option("--strict", is_flag=True, help="End with 1 where the last verdict is red.")
-@workers_option
+@executor_options
 @seed_option
 @device_option
 @results_option
@@ -77,6 +79,8 @@ def command(
     source: str | None,
     strict: bool,
     workers: int | None,
+    executor: ExecutorName | None,
+    address: str | None,
     seed: int,
     device: str,
     results: Path,
@@ -113,13 +117,13 @@ def command(
         "source": source,
         "seed": seed,
         "device": device,
-        "workers": workers_of(workers, device),
     }
     names = report.suite() if planted else models
+    request = Request(model=names, device=device, workers=workers, executor=executor, address=address)
     found = []
     for name in names:
-        with progress_bar() as progress:
-            found.append(report.audit(name, results, progress=progress, **options))
+        with closing(executor_of(request, results)) as chosen, progress_bar() as progress:
+            found.append(report.audit(name, results, executor=chosen, progress=progress, **options))
         if not as_json:
             show(report.tables(found[-1]))
             note("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 from bench.cli.common import (
     command_line,
     device_of,
+    executor_of,
     note,
     progress_bar,
     samples_of,
@@ -19,7 +21,6 @@ from bench.cli.common import (
     show_json,
     slice_options,
     weights_option,
-    workers_of,
 )
 from bench.render.table import percent
 from bench.request import Request, as_flag
@@ -230,13 +231,12 @@ def _aimed(names: list[str], targets: str | None) -> tuple[str, ...]:
 
 
 def perform(spec: RunSpec, results: Path, request: Request) -> Run:
-    """Performs a run under a progress bar, with the workers and the timeout of a request."""
+    """Performs a run under a progress bar, by the executor that a request names."""
     from bench.session import perform
 
     prepare(spec)
-    with progress_bar() as progress:
-        workers = workers_of(request.workers, spec.device)
-        return perform(spec, results, workers, progress, request.timeout)
+    with closing(executor_of(request, results)) as executor, progress_bar() as progress:
+        return perform(spec, results, executor, progress)
 
 
 def show_plan(spec: RunSpec, results: Path, request: Request, as_json: bool) -> None:
@@ -252,7 +252,7 @@ def show_plan(spec: RunSpec, results: Path, request: Request, as_json: bool) -> 
         note("--precision: this is the pilot, which says how many samples the run takes")
     prepare(spec)
     folder, pace = RunFolder(results, spec.id), Pace(results)
-    workers = workers_of(request.workers, spec.device)
+    workers = executor_of(request, results).workers
     tasks = tasks_in(spec, examined(spec)[0])
     stored = folder.stored(tasks, folder.donor)
     todo = [task for task in tasks if task.name not in stored]

@@ -1,0 +1,129 @@
+"""Worker processes on this machine: one thread each, since two attacks on one model in threads race."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from math import inf
+from multiprocessing.context import BaseContext
+from typing import Any, TypeVar
+
+from bench.executors import HERE, Driver, Failure, Pool, WorkerError, attempt
+from bench.plan import Task
+from bench.runner import Outcome
+
+T = TypeVar("T")
+
+
+def _begin() -> None:
+    # The driver alone answers Ctrl-C; a worker that dies of it would print its own traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_the_driver, daemon=True).start()
+
+
+def _follow_the_driver() -> None:
+    """Ends this worker when the driver is gone, even one that was killed: nobody will take its results."""
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        driver.join()
+        os._exit(1)
+
+
+def _context() -> BaseContext:
+    """How processes are made.
+
+    Forking a process that has run torch's thread pool can hang it. A server that has only imported
+    torch can be forked, and its children share the 0.2 to 0.4 GB that the import takes.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.runner"])
+    return context
+
+
+def alone(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function of a module makes of its arguments in a process of its own. Raises WorkerError."""
+    with _pool() as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise WorkerError("a worker process died (killed, or out of memory)") from None
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=_context(), initializer=_begin)
+
+
+class _Worker:
+    """A pool of one process: where it dies, it is known of which task, and the others go on."""
+
+    def __init__(self) -> None:
+        self.pool = _pool()
+        self.pid = self.pool.submit(os.getpid)
+
+    def begin(self, task: Task) -> Future[Outcome | Failure]:
+        """Hands a task over, once the process has imported what it takes: its time counts from here."""
+        wait([self.pid])
+        try:
+            return self.pool.submit(attempt, task, Driver.here())
+        except BrokenProcessPool as error:
+            dead: Future[Outcome | Failure] = Future()
+            dead.set_exception(error)
+            return dead
+
+    def kill(self) -> None:
+        """Ends the process in the middle of its task; no handler of a signal could end a library's C code."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid.result(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+class Processes(Pool):
+    """A process per worker, made with its first task."""
+
+    deadly = (BrokenProcessPool,)
+
+    def __init__(self, workers: int, timeout: float | None = None, spare: bool = False) -> None:
+        self.workers = workers
+        self.limit = inf if timeout is None else timeout
+        self.spare = spare and timeout is None
+        """Have a run of one shard computed by this process: making another takes seconds."""
+        self.crew: dict[_Worker, Future[Outcome | Failure]] = {}
+        self.alone = False
+
+    def start(self, shards: int) -> None:
+        """Notes whether there is a shard only."""
+        self.alone = self.spare and shards == 1
+
+    def execute(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
+        """In any order."""
+        return HERE.execute(tasks) if self.alone else super().execute(tasks)
+
+    def submit(self, task: Task) -> Future[Outcome | Failure]:
+        """Gives the task to a process that has none, or to a new one."""
+        for worker, last in list(self.crew.items()):
+            if last.done() and last.exception() is not None:
+                del self.crew[worker]
+        free = next((worker for worker, last in self.crew.items() if last.done()), None) or _Worker()
+        self.crew[free] = free.begin(task)
+        return self.crew[free]
+
+    def kill(self, future: Future[Outcome | Failure]) -> None:
+        """Ends the process that is at a task."""
+        (worker,) = (worker for worker, last in self.crew.items() if last is future)
+        del self.crew[worker]
+        worker.kill()
+
+    def close(self) -> None:
+        """Ends the processes, by force where one is at a task."""
+        for worker, last in self.crew.items():
+            if not last.done():
+                worker.kill()
+            worker.pool.shutdown(wait=False, cancel_futures=True)
+        self.crew = {}
