@@ -92,6 +92,7 @@ def test_a_run_remembers_the_flags_and_not_the_file(cli: Cli, tmp_path: Path) ->
         ("model: mnist_bnn\nparam: [steps=1]", "param: expected"),
         ("model: mnist_bnn\nparam: {steps: [1]}", "param, steps: expected"),
         ("model: mnist_bnn\nrestarts: 0", "--restarts"),
+        ("model: mnist_bnn\nexecutor: dask", "executor: expected 'serial', 'processes', 'ray' or 'slurm'"),
         ("model: mnist_bnn\neps: [0.1", "line 2: no YAML"),
         ("model: mnist_bnn\nattack: pgd\nmodel: mnist_cnn", "line 3: model stands there twice"),
         ("model: mnist_bnn\nparam: {steps: 1, steps: 2}", "line 2: steps stands there twice"),

@@ -224,11 +224,11 @@ def test_a_damaged_shard_is_computed_again(cli: Cli, damage: str) -> None:
     assert strip(cli(*words).json) == before
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """The processes below one, on Linux; elsewhere none are found."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
     below = [int(child) for child in children.read_text().split()] if children.exists() else []
-    return below + [deeper for child in below for deeper in _descendants(child)]
+    return below + [deeper for child in below for deeper in descendants(child)]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_killed_run_goes_on_to_the_same_figures(
     deadline = time.monotonic() + 120
     while len(list(other.glob("runs/*/shards/*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
-    workers_left = _descendants(running.pid)
+    workers_left = descendants(running.pid)
     assert len(workers_left) >= workers - 1
     os.kill(running.pid, how)
     _, err = running.communicate(timeout=60)
