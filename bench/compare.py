@@ -25,7 +25,6 @@ from bench import distance, views
 from bench.description import flat
 from bench.executors import one_thread
 from bench.judge import read
-from bench.leaderboard import made_with
 from bench.metrics import (
     DISTANCE,
     SUITE,
@@ -41,10 +40,9 @@ from bench.metrics import (
 from bench.plan import slice_ids
 from bench.render import figure
 from bench.render.figure import Curve
-from bench.render.table import Table, as_markdown, number, percent, setting
+from bench.render.table import Table, number, percent, setting
 from bench.runner import averaged, load_data
 from bench.spec import SCHEMA, RunSpec
-from bench.stamp import stamp
 from bench.timing import Spread, measure_inference, ratio, stored_ratio
 from zoo.registry import manifest
 from zoo.transforms import split
@@ -636,26 +634,6 @@ def document(found: Comparison) -> dict[str, Any]:
         },
         "findings": found.findings,
     }
-
-
-def as_page(found: Comparison, files: Sequence[Path]) -> str:
-    """The comparison as one Markdown page: what the numbers say, its figures by name, every table."""
-    run = found.run
-    total = zoo.describe(run.spec.dataset).splits["test"].size
-    pictures = [f"![{file.stem}]({file.name})" for file in files if file.suffix == ".png"]
-    parts = [
-        f"# {', '.join(run.spec.models)}",
-        f"Models on the same {run.spec.samples} of {total} {run.spec.dataset} test images, a fixed random "
-        "sample. Robust accuracy is an upper bound on the truth. Rebuilt by:",
-        f"```\n{run.spec.command}\n```",
-        f"Made with {made_with(stamp(run.spec.device))}.",
-        "## What the numbers say",
-        "\n".join(f"- {line}" for line in found.findings) or "Nothing beyond the tables.",
-        *(["## Figures", *pictures] if pictures else []),
-        "## Tables",
-        *map(as_markdown, tables(found)),
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
 def draw(found: Comparison, folder: Path, stem: str) -> list[Path]:

@@ -357,6 +357,36 @@ def transfer_matrices(rates: Mapping[str, Rates]) -> list[Table]:
     return found
 
 
+def transfer_findings(rates: Mapping[str, Rates]) -> list[str]:
+    """Of each target: whose images fool it most, and which fool more of its samples than its own do."""
+    said = []
+    for target in next(iter(rates.values())):
+        shown = [
+            (cell, source, title, of_attack[target][target])
+            for title, of_attack in rates.items()
+            for source, line in of_attack.items()
+            if source != target and (cell := line[target]) is not None and cell.n
+        ]
+        if not shown:
+            continue
+        cell, source, title, _ = max(shown, key=lambda one: one[0].low)
+        said.append(
+            f"{target} falls most often to what {title} made on {source}: {percent(cell)} % (n = {cell.n})."
+        )
+        for cell, source, title, own in shown:
+            # The images shown are those that fooled their source: of the target's samples, a part.
+            if own is None or not own.n or cell.n > own.n:
+                continue
+            foreign = rate(round(cell.value * cell.n), own.n)
+            if foreign.low > own.high:
+                said.append(
+                    f"{target}'s own gradient misleads {title}: images made on {source} fool "
+                    f"{percent(foreign)} % of its samples, those made on itself {percent(own)} % "
+                    f"(n = {own.n})."
+                )
+    return said
+
+
 def universal_table(document: dict[str, Any]) -> Table:
     """The 10 × 10 table of `noise`: rows are test images, columns the noise made for a class."""
     lines = tuple(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -108,7 +109,19 @@ def figure_options(folder: str, what: str) -> Callable[[F], F]:
             type=click.Path(path_type=Path, file_okay=False),
             help=f"The figures' folder.  [default: RESULTS/{folder}]",
         ),
+        click.option(
+            "--save",
+            metavar="NAME",
+            callback=_plain,
+            help="Also write findings, figures and tables as a page, RESULTS/leaderboards/NAME.md.",
+        ),
     )
+
+
+def _plain(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(r"[\w@+.-]*\w", name):
+        raise UserError(f"--save takes a name without folders, as in --save defences; got {name!r}")
+    return name
 
 
 eps_option = click.option(

@@ -27,6 +27,7 @@ from bench.plan import slice_ids
 from bench.render.figure import transfers
 from bench.runner import load_model
 from bench.store import RunFolder
+from bench.views import transfer_findings
 from tests.conftest import Answer
 
 Cli = Callable[..., Answer]
@@ -432,6 +433,27 @@ def test_the_transfer_matrix_is_drawn_as_a_heat_map(cli: Cli, tmp_path: Path) ->
     path = "/a/folder/of/some/depth/mine.py:build"
     drawn = transfers({"ink": {path: {path: rate(9, 10)}}}, "caption").axes[0]
     assert [label.get_text() for label in drawn.get_yticklabels()] == ["…ome/depth/mine.py:build"]
+
+
+def test_a_transfer_page_says_what_its_matrix_says(cli: Cli, tmp_path: Path) -> None:
+    words = ("transfer", "--models", "mnist_relu,mnist_bnn", "--attack", "ink", *QUICK, "--save", "shown")
+    found = cli(*words, "--json").json
+    folder = tmp_path / "results" / "leaderboards"
+    assert {folder / f"shown.{form}" for form in ("png", "svg", "md")} == set(map(Path, found["figures"]))
+    page = (folder / "shown.md").read_text()
+    assert found["findings"]
+    assert all(f"\n- {line}\n" in page for line in found["findings"])
+    assert "![shown](shown.png)" in page
+    assert "### native/ink · ink" in page
+    assert all(line in cli(*words).out for line in found["findings"])
+
+
+def test_a_network_that_others_images_fool_more_than_its_own_is_named() -> None:
+    hidden = {"a": {"a": rate(90, 100), "b": rate(40, 85)}, "b": {"a": rate(5, 6), "b": rate(6, 100)}}
+    said = "\n".join(transfer_findings({"pgd": hidden}))
+    assert "b's own gradient misleads pgd: images made on a fool 40.0 [" in said
+    assert "those made on itself 6.0 [" in said
+    assert said.count("misleads") == 1, "few of a's own samples were shown to it, though most of these fell"
 
 
 def test_noise_is_tried_as_a_universal_perturbation(cli: Cli) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,6 @@ SAMPLES = 500
 @click.option("--attack", default="standard", show_default=True, help="Attacks, as for `bench run`.")
 @click.option("--all-pairs", is_flag=True, help="Compare every two models, not only each with the first.")
 @figure_options("compare", "Draw robust accuracy against eps, and training curves.")
-@click.option(
-    "--save",
-    metavar="NAME",
-    help="Also write findings, figures and tables as a page, RESULTS/leaderboards/NAME.md.",
-)
 @slice_options(SAMPLES)
 def command(
     models: str,
@@ -48,17 +42,14 @@ def command(
     and an exact test, corrected for how many there are. A model behind transforms is attacked through them,
     and naively, too: what that alone would have claimed is named. Runs are stored as `bench run` stores them.
     """
-    from adversarial_bench.files import write_whole
     from bench import compare
+    from bench.page import write_page
     from bench.spec import SpecError
-    from bench.store import writing
 
     request = Request.of(flags, model=models)
     chosen = request.models
     if len(chosen) < 2:
         raise SpecError("bench compare takes at least two models, as in --models mnist_cnn,mnist_cnn_bn")
-    if save and not re.fullmatch(r"[\w@+.-]*\w", save):
-        raise SpecError(f"--save takes a name without folders, as in --save defences; got {save!r}")
     twice = [name for name in dict.fromkeys(chosen) if chosen.count(name) > 1]
     if twice:
         raise SpecError(f"--models names {', '.join(twice)} more than once; each model is compared once")
@@ -74,17 +65,13 @@ def command(
     found = compare.compare(run, couples, results, naive)
     folder = out or results / ("leaderboards" if save else "compare")
     files = compare.draw(found, folder, save or spec.id) if figure else []
+    shown = compare.tables(found)
     if save:
-        page = folder / f"{save}.md"
-        text = compare.as_page(found, files)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(page, lambda path: path.write_text(text))
-        files.append(page)
+        files.append(write_page(folder, save, spec, found.findings, files, shown))
     if as_json:
         show_json({**compare.document(found), "figures": [str(file) for file in files]})
     else:
-        show(compare.tables(found))
+        show(shown)
         for line in found.findings:
             click.echo("\n" + line)
         note("")

@@ -19,9 +19,21 @@ DEFAULT = "ink,ink_target,ink_binary,fgsm,pgd,pgd_l2"
 @click.option("--attack", default=DEFAULT, show_default=True, help="Attacks, as for `bench run`.")
 @figure_options("transfer", "Draw the matrices as heat maps.")
 @slice_options(SAMPLES)
-def command(models: str, figure: bool, out: Path | None, results: Path, as_json: bool, **asked: Any) -> None:
-    """Show one model's adversarial images to another: a source × target matrix per attack."""
+def command(
+    models: str,
+    figure: bool,
+    out: Path | None,
+    save: str | None,
+    results: Path,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Show one model's adversarial images to another: a source × target matrix per attack.
+
+    A model that others' images fool more often than its own is named: its gradient misleads attacks.
+    """
     from bench import views
+    from bench.page import write_page
     from bench.render.figure import save_each, transfers
     from bench.spec import SpecError
 
@@ -38,16 +50,22 @@ def command(models: str, figure: bool, out: Path | None, results: Path, as_json:
         "the original right, in %, over its 95 % interval (Wilson). Framed: the attack's success on its own "
         f"network. Of {spec.samples} {spec.dataset} test images, n stand behind a rate."
     )
-    drawn = {spec.id: transfers(rates, caption)} if figure else {}
-    files = save_each(drawn, out or results / "transfer")
+    folder = out or results / ("leaderboards" if save else "transfer")
+    files = save_each({save or spec.id: transfers(rates, caption)} if figure else {}, folder)
+    tables, findings = views.transfer_matrices(rates), views.transfer_findings(rates)
+    if save:
+        files.append(write_page(folder, save, spec, findings, files, tables))
     if as_json:
-        show_json({**views.document(run), "figures": [str(file) for file in files]})
+        figures = [str(file) for file in files]
+        show_json({**views.document(run), "findings": findings, "figures": figures})
     else:
-        show(views.transfer_matrices(rates))
+        show(tables)
+        for line in findings:
+            click.echo("\n" + line)
         for model, flags in run.model_flags.items():
             if flags:
                 note(f"{model}: {'; '.join(flags)}")
         for file in files:
-            note(f"drawn in {file}")
+            note(f"written to {file}")
         note(f"\nstored in {run.folder.path}")
     fail_where_due(run)
