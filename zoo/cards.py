@@ -217,15 +217,21 @@ def _pgd(eps: float, steps: int, ramp: int, **parameters: Any) -> Adversary:
     return Adversary("native/pgd", eps, {"steps": steps, **parameters, **_LAST}, ramp)
 
 
+def _fgsm(eps: float, ramp: int) -> Adversary:
+    return Adversary("native/fgsm", eps, {"random_start": True, "step_size": 1.25 * eps}, ramp)
+
+
 _LAST = {"stop": "never", "keep": "last"}
 """Of an adversary: every step is taken, and the network is trained on what the last one gives."""
 _MADRY = "Madry et al. 2018, arXiv:1706.06083"
 _AGAINST_PGD = "trained against PGD in the Linf ball"
+_WONG = "Wong et al. 2020, arXiv:2001.03994"
+_AGAINST_FGSM = "trained against one step of 1.25 eps from a random start in the Linf ball"
 _AT = Recipe(epochs=20, lr=1e-3, batch_size=128, schedule="cosine")
 # Six more networks of mnist_cnn's size in float32 would not fit into the wheel.
 _HALF = replace(_AT, half=True)
 # At 0.3 the network overfits to the one step: in pilots, FGSM left 92 % and PGD at most 5 %, ramp or no ramp.
-_FGSM = Adversary("native/fgsm", 0.2, {"random_start": True, "step_size": 1.25 * 0.2}, ramp=3)
+_FGSM = _fgsm(0.2, ramp=3)
 # An attack up cross-entropy tells a binarised network the label: a pilot had 99 % of attacked images right,
 # and 77 % of clean ones. KL knows no label.
 _BNN_PGD = _pgd(0.1, 3, ramp=3, loss="kl")
@@ -248,13 +254,7 @@ CARDS: dict[str, ModelCard] = {
         _RELU,
         _BNN,
         _again(_CNN, "pgd_at", replace(_AT, adversary=_pgd(0.35, 7, ramp=5)), _MADRY, _AGAINST_PGD),
-        _again(
-            _CNN,
-            "fgsm_at",
-            replace(_HALF, epochs=15, adversary=_FGSM),
-            "Wong et al. 2020, arXiv:2001.03994",
-            "trained against one step of 1.25 eps from a random start in the Linf ball",
-        ),
+        _again(_CNN, "fgsm_at", replace(_HALF, epochs=15, adversary=_FGSM), _WONG, _AGAINST_FGSM),
         _again(
             _CNN,
             "trades",
@@ -299,6 +299,13 @@ CARDS: dict[str, ModelCard] = {
             replace(_CROP, adversary=_pgd(8 / 255, 7, ramp=0, step_size=2 / 255)),
             _MADRY,
             _AGAINST_PGD,
+        ),
+        _again(
+            _CIFAR_CNN["crop"],
+            "fgsm_at",
+            replace(_CROP, half=True, adversary=_fgsm(8 / 255, ramp=0)),
+            _WONG,
+            _AGAINST_FGSM,
         ),
         ModelCard(
             "cifar_vgg",
