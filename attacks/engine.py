@@ -12,7 +12,7 @@ from torch import Tensor
 from adversarial_bench.errors import UserError
 from attacks.constraints import Box
 from attacks.core import Goal, ParameterError, Result, View
-from attacks.models import Expectation, frozen, recorded
+from attacks.models import Expectation, frozen, passed, recorded
 from attacks.native import Attack
 from attacks.objectives import closeness
 from attacks.stops import Never
@@ -110,7 +110,8 @@ def _batch(
         differentiate = update.gradient and not final
         x = x.detach().requires_grad_(differentiate)
         with torch.set_grad_enabled(differentiate):
-            logits = model(x)
+            # What is recorded of layers is of one pass.
+            logits = model(x) if attack.objective.layers() else passed(model, x)
         forwards[rows] += 1
 
         seen = logits.detach()

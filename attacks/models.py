@@ -34,6 +34,20 @@ def frozen(model: Any) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+PASS = 32
+"""Images that pass through a network at once on a CPU.
+
+What the layers make of more is given back to the system and taken again each time: benchmarks/passes.py.
+"""
+
+
+def passed(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What the model makes of a batch, on a CPU in passes of `PASS` images."""
+    if x.device.type != "cpu" or len(x) <= PASS:
+        return model(x)
+    return torch.cat([model(part) for part in x.split(PASS)])
+
+
 class Counted(nn.Module):
     """A plain module around the user's model that casts to float32 and counts rows passed each way.
 
@@ -50,7 +64,7 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
         self.forwards += len(x)
-        logits = self.model(x)
+        logits = passed(self.model, x)
         if logits.requires_grad:
             logits.register_hook(self._count)
         return logits
@@ -100,7 +114,7 @@ def logits_of(
 ) -> Tensor:
     """(N, K) logits in eval mode, without gradients; `dtype` is that of the model's weights."""
     with frozen(model), torch.no_grad():
-        return torch.cat([model(part.to(dtype)).to(dtype) for part in images.split(batch_size)])
+        return torch.cat([passed(model, part.to(dtype)).to(dtype) for part in images.split(batch_size)])
 
 
 class Expectation(nn.Module):

@@ -135,7 +135,13 @@ class ModelCard:
         """
         module, _, function = self.factory.partition(":")
         make: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
-        return make(**self.arguments, **choices)
+        model = make(**self.arguments, **choices)
+        if not self.dataset:
+            return model
+        # A fifth to a third of the time on a CPU. Other people's code may count on another layout.
+        from torch import channels_last
+
+        return model.to(memory_format=channels_last)  # type: ignore[call-overload, no-any-return]
 
     def batch_norm_peer(self) -> str | None:
         """The zoo's model that is this one but for its batch norm."""

@@ -240,7 +240,8 @@ def train(
 
     taught = fit(f"{card.name}.teacher") if recipe.distilled else None
     model, curve = fit(card.name, taught[0] if taught else None)
-    state, accuracy = model.state_dict(), curve[-1].test_accuracy
+    accuracy = curve[-1].test_accuracy
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
     if recipe.half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
         model.load_state_dict(state)

@@ -11,7 +11,7 @@ from scipy.stats import binomtest, norm
 from torch import Tensor
 
 from adversarial_bench.hashing import seed_of
-from attacks.models import frozen
+from attacks.models import frozen, passed
 
 ABSTAINED = -1
 DRAWS = (100, 1000)
@@ -41,7 +41,7 @@ def _votes(
     votes: Tensor | None = None
     for begin in range(0, draws, BATCH):
         noise = torch.randn(min(BATCH, draws - begin), *image.shape, generator=generator)
-        logits = model(image + sigma * noise.to(image.device))
+        logits = passed(model, image + sigma * noise.to(image.device))
         counted = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
         votes = counted if votes is None else votes + counted
     assert votes is not None

@@ -13,7 +13,7 @@ import attacks
 from adversarial_bench.errors import UnknownNameError
 from attacks.core import Goal, ParameterError, View
 from attacks.engine import DetachedError
-from attacks.models import Expectation
+from attacks.models import PASS, Expectation, passed
 from attacks.registry import get
 from attacks.updates import At
 from tests.conftest import Linear
@@ -359,3 +359,17 @@ def test_a_lucky_draw_ends_nothing(grey: Tensor) -> None:
     assert (lucky.steps < 8).any(), "without an average the first draw that fools ends it"
     assert (found.steps == 8).all()
     assert (found.images - grey).abs().amax() == pytest.approx(0.01, abs=1e-6), "the walk's end comes back"
+
+
+def test_on_a_cpu_a_batch_goes_through_in_passes(relu: nn.Module, mnist: tuple[Tensor, Tensor]) -> None:
+    sizes = []
+    counting = relu.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    images = mnist[0][: 2 * PASS + 5].clone().requires_grad_()
+    logits = passed(relu, images)
+    counting.remove()
+    assert sizes == [PASS, PASS, 5]
+    assert torch.allclose(logits, relu(images), atol=1e-5)
+    weight = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
+    (together,) = torch.autograd.grad((relu(images) * weight).sum(), images)
+    (apart,) = torch.autograd.grad((logits * weight).sum(), images)
+    assert torch.allclose(apart, together, atol=1e-5)
