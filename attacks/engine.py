@@ -12,7 +12,7 @@ from torch import Tensor
 from adversarial_bench.errors import UserError
 from attacks.constraints import Box
 from attacks.core import Goal, ParameterError, Result, View
-from attacks.models import Expectation, frozen, passed, recorded
+from attacks.models import PASS, Expectation, frozen, halved, passed, recorded
 from attacks.native import Attack
 from attacks.objectives import closeness
 from attacks.stops import Never
@@ -67,7 +67,7 @@ def _aimed(attack: Attack, model: Callable[[Tensor], Tensor], x0: Tensor, goal: 
     if not (aims or attack.objective.compares()):
         return goal
     with torch.no_grad():
-        clean = model(x0)
+        clean = passed(model, x0)
     goal = replace(goal, clean=clean)
     if not aims:
         return goal
@@ -111,10 +111,15 @@ def _batch(
         x = x.detach().requires_grad_(differentiate)
         with torch.set_grad_enabled(differentiate):
             # What is recorded of layers is of one pass.
-            logits = model(x) if attack.objective.layers() else passed(model, x)
+            logits = passed(model, x, len(x) if attack.objective.layers() else PASS)
         forwards[rows] += 1
 
         seen = logits.detach()
+        if halved(x):
+            claimed = goal.reached(seen).nonzero().squeeze(1)
+            forwards[rows[claimed]] += 1
+            with torch.no_grad():
+                seen = seen.index_copy(0, claimed, passed(model, x.detach()[claimed]))
         success = goal.reached(seen)
         active = ~attack.stop(seen, goal)
         if attack.roams:

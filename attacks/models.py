@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -41,11 +41,27 @@ What the layers make of more is given back to the system and taken again each ti
 """
 
 
-def passed(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What the model makes of a batch, on a CPU in passes of `PASS` images."""
-    if x.device.type != "cpu" or len(x) <= PASS:
+def passed(model: Callable[[Tensor], Tensor], x: Tensor, size: int = PASS) -> Tensor:
+    """What the model makes of a batch, on a CPU in passes of `size` images.
+
+    Under `torch.autocast` a pass that carries a gradient is in half precision, which does for a direction;
+    one without is in float32: it is a verdict.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        with nullcontext() if halved(x) else torch.autocast(x.device.type, enabled=False):
+            return _passed(model, x, size).float()
+    return _passed(model, x, size)
+
+
+def _passed(model: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
+    if x.device.type != "cpu" or len(x) <= size:
         return model(x)
-    return torch.cat([model(part) for part in x.split(PASS)])
+    return torch.cat([model(part) for part in x.split(size)])
+
+
+def halved(x: Tensor) -> bool:
+    """Is a pass of these images in half precision?"""
+    return x.requires_grad and torch.is_autocast_enabled(x.device.type)
 
 
 class Counted(nn.Module):

@@ -84,11 +84,15 @@ class Cell:
     source: str | None = None
     """The model whose images are shown, for a transfer cell."""
     source_key: str | None = None
+    fast: bool = False
+    """Its gradients are in bfloat16."""
 
     @cached_property
     def key(self) -> str:
         """16 hex digits that change with anything that could change a row."""
-        return digest(SCHEMA, asdict(self))[:16]
+        # What was computed before there was this choice keeps its name.
+        made_of = {k: v for k, v in asdict(self).items() if k != "fast" or v}
+        return digest(SCHEMA, made_of)[:16]
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,7 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
                         batch_size=spec.batch_size,
                         device=spec.device,
                         eot=draws,
+                        fast=spec.fast and entry.name.startswith("native/") and "gradient" in entry.tags,
                     )
                 )
     sources = list(cells)

@@ -26,7 +26,7 @@ class Request:
     attack: str | tuple[str, ...] = "all"
     weights: str | None = None
     transfer: bool | None = None
-    precision: float | None = None
+    precision: float | Literal["fast"] | None = None
     certify: bool = False
     pretrained: bool = False
     num_classes: int | None = None

@@ -108,6 +108,7 @@ def attack_rows(
     ids: Sequence[int],
     batch_size: int,
     restarts: int = 1,
+    fast: bool = False,
     clean: Clean | None = None,
     given_up: str = "",
 ) -> Outcome:
@@ -127,16 +128,17 @@ def attack_rows(
 
     def attack(rows: Tensor) -> Result:
         chosen = [ids[i] for i in rows.tolist()]
-        return run_goal(
-            entry,
-            model,
-            images[rows],
-            goal[rows],
-            seed=seed,
-            ids=chosen,
-            batch_size=batch_size,
-            restarts=restarts,
-        )
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
+            return run_goal(
+                entry,
+                model,
+                images[rows],
+                goal[rows],
+                seed=seed,
+                ids=chosen,
+                batch_size=batch_size,
+                restarts=restarts,
+            )
 
     isolated = _Isolated(attack, images)
     start = time.perf_counter()
@@ -247,6 +249,13 @@ def adaptivity(name: str, build: Build, eot: int | None) -> list[str]:
         else:
             found.append(f"gradient of {each}")
     return [f"{'not adaptive' if held_back else 'adaptive'}: {', '.join(found)}"] if found else []
+
+
+def halves(model: torch.nn.Module, images: Tensor) -> bool:
+    """Do gradients in bfloat16 serve? Not a network of steps, of which another digit takes another side."""
+    from attacks.surrogates import has_steps
+
+    return not has_steps(model, images)
 
 
 def has_gradient(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
@@ -379,6 +388,7 @@ def _compute(task: Task, model: torch.nn.Module) -> Outcome:
         ids=task.ids,
         batch_size=cell.batch_size,
         restarts=cell.restarts,
+        fast=cell.fast and halves(model, images),
         clean=clean,
         given_up=task.given_up,
     )

@@ -11,7 +11,7 @@ import zoo
 from bench.audit import verdicts
 from bench.executors import HERE, Executor
 from bench.plan import Task, slice_ids, tasks_in
-from bench.runner import adaptivity, averaged, examine, load_data, load_model
+from bench.runner import adaptivity, averaged, examine, halves, load_data, load_model
 from bench.spec import RunSpec
 from bench.stamp import stamp
 from bench.store import RunFolder
@@ -86,6 +86,9 @@ def examined(spec: RunSpec) -> tuple[dict[str, str], dict[str, list[str]]]:
         build = spec.build_of(name)
         fingerprints[name] = fingerprint(load_model(name, build, spec.device))
         flags[name] = adaptivity(name, build, spec.eot)
+        if spec.fast:
+            fit = halves(load_model(name, build, spec.device), probe)
+            flags[name].append(f"native gradients in {'bfloat16' if fit else 'float32: it has steps'}")
         flags[name] += examine(name, build, probe, dataset.classes, spec.device, spec.eot)
     return fingerprints, flags
 

@@ -52,6 +52,8 @@ class RunSpec:
     """Attack transforms before a network as Athalye et al. 2018 do: BPDA, and an average over draws."""
     transfers: tuple[tuple[str, str], ...] = ()
     """(source, target): source's adversarial images are shown to target."""
+    fast: bool = False
+    """Native attacks follow gradients in bfloat16; nothing is believed but what float32 says."""
     certify: bool = False
     """Compute certificates for the run's threat models, too."""
     command: str = field(default="", compare=False)
@@ -60,7 +62,7 @@ class RunSpec:
     @property
     def id(self) -> str:
         """The run's folder name: the same request has the same one, and so is resumed."""
-        asked = {k: v for k, v in self.as_dict().items() if k != "command"}
+        asked = {k: v for k, v in self.as_dict().items() if k not in ("command", "fast") or v is True}
         names = "+".join(m.replace("/", "_").replace(":", "_") for m in self.models)
         return f"{names[:60]}-{digest(SCHEMA, asked)[:10]}"
 

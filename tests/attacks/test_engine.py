@@ -373,3 +373,18 @@ def test_on_a_cpu_a_batch_goes_through_in_passes(relu: nn.Module, mnist: tuple[T
     (together,) = torch.autograd.grad((relu(images) * weight).sum(), images)
     (apart,) = torch.autograd.grad((logits * weight).sum(), images)
     assert torch.allclose(apart, together, atol=1e-5)
+
+
+def test_in_half_precision_a_success_is_believed_where_float32_has_it(grey: Tensor) -> None:
+    class Close(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            level = x.flatten(1) @ torch.ones(x[0].numel(), 1)
+            return torch.cat([level, level * (1 + 2e-5)], dim=1)
+
+    labels = torch.ones(len(grey), dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (passed(Close(), grey.clone().requires_grad_()).argmax(1) == 0).all(), "bfloat16 has a tie"
+        assert (passed(Close(), grey).argmax(1) == 1).all(), "without a gradient it is a verdict"
+        found = attacks.run("pgd", Close(), grey, labels, eps=0.01, steps=3, random_start=False)
+    assert (found.backwards == 3).all(), "no tie has ended it"
+    assert (found.forwards > 4).all(), "passes that make sure are counted"

@@ -81,3 +81,19 @@ def test_a_precision_that_the_dataset_cannot_give_is_said(cli: Cli) -> None:
     assert answer.code == 0
     assert "all 10000 test images" in answer.out
     assert re.search(r"all 10000 images give ±0\.\d points", answer.err)
+
+
+def test_fast_attacks_take_bfloat16_and_are_judged_in_float32(cli: Cli) -> None:
+    words = ("run", "--model", "mnist_relu,mnist_bnn", "--attack", "pgd,square,art/fgsm", "--eps", "0.05")
+    words += ("--param", "native/square.steps=20", "--samples", "40", "--json")
+    usual, fast = cli(*words).json, cli(*words, "--precision", "fast")
+    assert fast.code == 0
+    assert usual["path"] != fast.json["path"]
+    before, after = ({(c["model"], c["attack"]): c for c in each["cells"]} for each in (usual, fast.json))
+    for key, cell in after.items():
+        own = key == ("mnist_relu", "native/pgd")
+        assert abs(cell["robust_accuracy"]["value"] - before[key]["robust_accuracy"]["value"]) <= 0.05 * own
+    again = cli(*words[:-1], "--precision", "fast")
+    assert "0 shards computed" in again.err
+    assert "\nnative gradients in bfloat16\n" in again.out
+    assert "\nnative gradients in float32: it has steps\n" in again.out

@@ -51,6 +51,13 @@ def _show_schema(context: click.Context, option: click.Parameter, wanted: bool) 
         context.exit()
 
 
+class _Precision(click.ParamType):  # type: ignore[type-arg]
+    name = "HALF-WIDTH|fast"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        return "fast" if value == "fast" else float(click.FLOAT.convert(value, param, ctx))
+
+
 @click.command(
     epilog="Example:  bench run --model mnist_relu --attack 'ink*,native/pgd,foolbox/*' --eps 0.1,0.3"
 )
@@ -85,7 +92,10 @@ def _show_schema(context: click.Context, option: click.Parameter, wanted: bool) 
     "--transfer/--no-transfer", default=None, help="Show the images to the model's peer.  [default: with all]"
 )
 @click.option(
-    "--precision", type=float, help="Choose --samples: half-width of the worst case's interval, as 0.01."
+    "--precision",
+    type=_Precision(),
+    help="Choose --samples: half-width of the worst case's interval, as 0.01. "
+    "Or fast: native attacks follow gradients in bfloat16, and float32 judges.",
 )
 @click.option("--certify", is_flag=True, help="Prove a lower bound, too: the share that no attack can break.")
 @click.option("--dry-run", is_flag=True, help="Show what would be computed, and how long; compute nothing.")
@@ -111,7 +121,7 @@ def command(spec: Path | None, dry_run: bool, results: Path, as_json: bool, **fl
     if dry_run:
         show_plan(asked, results, request, as_json)
         return
-    if request.precision is not None:
+    if isinstance(request.precision, float):
         asked = precise(asked, request.precision, request, results)
     finish(perform(asked, results, request), as_json)
 
@@ -154,9 +164,24 @@ def build_spec(
         device=request.device,
         batch_size=request.batch_size or default_batch(request.device),
         transfers=transfers,
+        fast=is_fast(request),
         certify=request.certify,
         command=command_line(),
     )
+
+
+def is_fast(request: Request) -> bool:
+    """Does the request ask for gradients in bfloat16? Raises SpecError where the device has no such."""
+    import torch
+
+    from bench.spec import SpecError
+
+    if request.precision != "fast":
+        return False
+    on_cpu = request.device == "cpu"
+    if not (torch.ops.mkldnn._is_mkldnn_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported()):
+        raise SpecError(f"--precision fast takes bfloat16, which {request.device} here lacks; leave it out")
+    return True
 
 
 def precise(spec: RunSpec, precision: float, request: Request, results: Path) -> RunSpec:
@@ -247,7 +272,7 @@ def show_plan(spec: RunSpec, results: Path, request: Request, as_json: bool) -> 
     from bench.session import examined
     from bench.store import RunFolder
 
-    if request.precision is not None:
+    if isinstance(request.precision, float):
         spec = replace(spec, samples=min(PILOT, spec.samples), transfers=())
         note("--precision: this is the pilot, which says how many samples the run takes")
     prepare(spec)
