@@ -19,6 +19,8 @@ from attacks.stops import Never
 from attacks.surrogates import smoothed
 from attacks.updates import At
 
+HELD = 2**25
+"""Bytes of images that a CPU's batch may have: it passes through the network in parts."""
 LATE = 10
 """The last steps of an attack, in which one that has converged gains nothing (Pintor et al. 2022)."""
 
@@ -46,6 +48,8 @@ def run(
         # at it. A search has no better image than the most confident one.
         attack = replace(attack, stop=Never(), keep="last" if attack.update.gradient else "confident")
     parts = []
+    if images.device.type == "cpu" and not attack.objective.layers():
+        batch_size = max(batch_size, HELD // images[0].nbytes)
     with (
         frozen(model),
         recorded(model, attack.objective.layers()) as features,

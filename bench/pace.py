@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Pace:
         """Seconds for a shard; None where the store has no shard of its attack. A transfer is one pass: 0."""
         if task.source_name is not None:
             return 0.0
-        kind = _kind(asdict(task.cell))
+        kind = _kind(task.cell.as_dict())
         rate = self.rates.get((kind, task.cell.model), self.rates.get((kind, "")))
         return None if rate is None else rate * len(task.ids)
 
@@ -71,4 +71,6 @@ class Pace:
 
 def _kind(cell: Mapping[str, Any]) -> str:
     parameters = {name: value for name, value in cell["parameters"].items() if name != "eps"}
-    return digest(cell["attack"], parameters, *(cell.get(part) for part in ("restarts", "eot", "device")))
+    return digest(
+        cell["attack"], parameters, *(cell.get(part) for part in ("restarts", "eot", "device", "fast"))
+    )

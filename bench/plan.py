@@ -90,9 +90,11 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """16 hex digits that change with anything that could change a row."""
-        # What was computed before there was this choice keeps its name.
-        made_of = {k: v for k, v in asdict(self).items() if k != "fast" or v}
-        return digest(SCHEMA, made_of)[:16]
+        return digest(SCHEMA, self.as_dict())[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `fast` where it is, so that older shards keep their names."""
+        return {k: v for k, v in asdict(self).items() if k != "fast" or v}
 
 
 @dataclass(frozen=True)

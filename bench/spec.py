@@ -62,7 +62,7 @@ class RunSpec:
     @property
     def id(self) -> str:
         """The run's folder name: the same request has the same one, and so is resumed."""
-        asked = {k: v for k, v in self.as_dict().items() if k not in ("command", "fast") or v is True}
+        asked = {k: v for k, v in self.as_dict().items() if k != "command"}
         names = "+".join(m.replace("/", "_").replace(":", "_") for m in self.models)
         return f"{names[:60]}-{digest(SCHEMA, asked)[:10]}"
 
@@ -72,8 +72,8 @@ class RunSpec:
         return Build(weights, self.pretrained, self.num_classes, self.adaptive)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; `fast` where it is, so that older runs keep their names."""
+        return {k: v for k, v in asdict(self).items() if k != "fast" or v}
 
 
 def draws_of(model: str, asked: int | None, adaptive: bool = True) -> int:

@@ -12,7 +12,6 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -194,7 +193,7 @@ class RunFolder:
             write_whole(table, lambda path: rows.to_parquet(path, index=False))
             record = {
                 "schema": ROWS,
-                "cell": asdict(task.cell),
+                "cell": task.cell.as_dict(),
                 "key": task.cell.key,
                 "seconds": outcome.seconds,
                 "errors": int((rows["status"] == "error").sum()),
