@@ -70,9 +70,11 @@ class Counted(nn.Module):
     Libraries are handed this one: some walk an `nn.Sequential` child by child, some send float64.
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], size: int = PASS) -> None:
+        """`size` is `passed`'s."""
         super().__init__()
         self.model = model
+        self.size = size
         self.forwards = 0
         self.backwards = 0
         self.zero_gradients = 0
@@ -80,7 +82,7 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
         self.forwards += len(x)
-        logits = passed(self.model, x)
+        logits = passed(self.model, x, self.size)
         if logits.requires_grad:
             logits.register_hook(self._count)
         return logits

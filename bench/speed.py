@@ -22,7 +22,7 @@ from attacks.api import run_goal, standing
 from attacks.core import Entry, Goal, ParameterError
 from attacks.inits import Image
 from attacks.libraries.adapter import LibraryAttack, distribution, seeded, silent
-from attacks.models import Counted, frozen
+from attacks.models import PASS, Counted, frozen
 from attacks.native import Attack
 from attacks.objectives import CrossEntropy
 from attacks.registry import catalogue, get, split
@@ -223,7 +223,7 @@ class Engine:
     """The images (N, C, H, W) that it makes of a stage's."""
     version: str
     batch: str
-    """Images at a time, in words."""
+    """Images that the network sees at a time, in words."""
     held: bool = False
     """The model is frozen around it, so that it computes no gradients of parameters."""
 
@@ -257,14 +257,15 @@ def _native(entry: Attack, cell: Cell, stage: Stage) -> Tensor:
 def _peer(peer: Peer, row: LibraryAttack, seed: int, stage: Stage) -> Tensor:
     """As the library's user calls it: once, with all the images, and its defaults beyond the settings."""
     with seeded(seed, stage.images.device), silent():
-        bridge = Counted(stage.model).train(False)
+        # Its user would let the network see whole batches.
+        bridge = Counted(stage.model, size=len(stage.images)).train(False)
         return peer.call(row, bridge, stage.images.clone(), stage.goal).to(stage.images.device)
 
 
 def engines(cell: Cell, peers: Sequence[str]) -> list[Engine]:
     """Who does a cell's work, the native engine first: as `bench run` has it, then with every step taken."""
     entry = native_of(cell)
-    batch = str(cell.batch_size)
+    batch = str(PASS if cell.device == "cpu" else cell.batch_size)
     found = [Engine(cell.attack, partial(_native, entry, cell), f"adversarial-bench {entry.version}", batch)]
     if entry.parameters()["stop"] != "never":
         every = partial(_native, entry.configured(stop="never"), cell)
