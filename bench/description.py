@@ -181,7 +181,7 @@ def tables(described: Mapping[str, Any]) -> list[Table]:
     manifest, tested = described["manifest"], described["test"]
     made = [*_layer_tables(described)]
     if manifest is not None:
-        made += [_recipe_table(described["model"], manifest), curve_table(described["model"], manifest)]
+        made += [recipe_table(described["model"], manifest), curve_table(described["model"], manifest)]
     if tested is not None:
         made += [_class_table(described), _confusion_table(described)]
     return [*made, _summary_table(described)]
@@ -243,7 +243,8 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _recipe_table(name: str, manifest: Mapping[str, Any]) -> Table:
+def recipe_table(name: str, manifest: Mapping[str, Any]) -> Table:
+    """How a network was trained, as its manifest records it."""
     lines = tuple(
         (key, setting(value)) for key, value in flat(manifest["recipe"]).items() if value is not None
     )

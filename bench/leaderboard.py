@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.core import MADE
 from bench.audit.verdicts import nearest, stored, verdict_of
-from bench.metrics import DISTANCE, WorstCase, cell_metrics, threats, worst_case
+from bench.distance import median
+from bench.metrics import DISTANCE, CellMetrics, Estimate, WorstCase, cell_metrics, threats, worst_case
 from bench.render.table import Table, as_markdown, number, percent
 from bench.store import RunFolder, StoreError, runs
 from bench.views import cells, threat_name
@@ -45,6 +46,10 @@ class Standing:
     """The command of that audit; empty for none."""
 
 
+Cases = dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]]
+"""By dataset, norm, radius and model: the worst case that bounds it lowest, and what its run records."""
+
+
 def standings(results: Path) -> list[Standing]:
     """Every model in every threat model that a finished run of the store speaks of, `--no-adaptive` aside.
 
@@ -54,29 +59,36 @@ def standings(results: Path) -> list[Standing]:
     different runs are never mixed, since a sample that only a weak attack has seen is not robust.
     Ranked by worst-case robust accuracy, then by clean accuracy. Raises StoreError for an empty store.
     """
-    best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]] = {}
-    for folder, document in _counted(results):
-        rows = own_rows(folder)
-        for model, of_model in rows.groupby("model", sort=False):
-            for norm, eps in threats(of_model, document["spec"]["eps"]):
-                case = worst_case(of_model, norm, eps)
-                if case is None:
-                    continue
-                place = (case.dataset, norm, eps or 0.0, str(model))
-                if place not in best or _evidence(case) > _evidence(best[place][0]):
-                    best[place] = (case, document)
+    best: Cases = {}
+    for folder, document in counted(results):
+        enter_cases(best, document, own_rows(folder.rows()))
     if not best:
         raise StoreError(
             f"no finished run under {results / 'runs'}; `bench run --model … --attack all` makes one"
         )
-    return _ranked(best, list(stored(results)))
+    return ranked(best, list(stored(results)))
+
+
+def enter_cases(best: Cases, document: dict[str, Any], rows: pd.DataFrame) -> list[WorstCase]:
+    """Enters the worst cases of a run's own rows where they bound a model lower; returns those."""
+    entered = []
+    for model, of_model in rows.groupby("model", sort=False):
+        for norm, eps in threats(of_model, document["spec"]["eps"]):
+            case = worst_case(of_model, norm, eps)
+            if case is None:
+                continue
+            place = (case.dataset, norm, eps or 0.0, str(model))
+            if place not in best or _evidence(case) > _evidence(best[place][0]):
+                best[place] = (case, document)
+                entered.append(case)
+    return entered
 
 
 def _evidence(case: WorstCase) -> tuple[bool, float]:
     return case.standard, -case.robust_accuracy.high
 
 
-def _counted(results: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+def counted(results: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
     """The finished runs and what they record; one with --no-adaptive shows what a defence is not worth."""
     for folder in runs(results):
         if folder.finished():
@@ -85,15 +97,13 @@ def _counted(results: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
                 yield folder, document
 
 
-def own_rows(folder: RunFolder) -> pd.DataFrame:
-    """A run's rows of attacks on the models themselves, transfers left out."""
-    rows = folder.rows()
+def own_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of a run's rows those of attacks on the models themselves, transfers left out."""
     return rows[rows["source"] == ""]
 
 
-def _ranked(
-    best: dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]], audits: list[dict[str, Any]]
-) -> list[Standing]:
+def ranked(best: Cases, audits: list[dict[str, Any]]) -> list[Standing]:
+    """The entries in their order: by dataset, threat model and rank."""
     found = []
     order = list(DISTANCE)
     for threat in sorted({place[:3] for place in best}, key=lambda t: (t[0], order.index(t[1]), t[2])):
@@ -195,37 +205,74 @@ def document(found: list[Standing]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Attacked:
+    """A model under one attack in one threat model, from the run that showed it most images."""
+
+    head: dict[str, Any]
+    """Model, attack, norm, eps, goal, dataset and the cell's key: see `bench.views.cells`."""
+    metrics: CellMetrics
+    median: Estimate
+    """Of the successes' distances."""
+    seconds: float
+    """Of the attack, over all samples."""
+    run: str
+
+    @property
+    def threat(self) -> str:
+        """`linf(0.1)`, or the norm alone."""
+        return threat_name(self.head["norm"], self.head["eps"])
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Dataset, model, attack, threat model and goal."""
+        head = self.head
+        return head["dataset"], head["model"], head["attack"], self.threat, head["goal"]
+
+
+Records = dict[tuple[str, ...], Attacked]
+"""By `Attacked.key`."""
+
+
 def attack_records(results: Path) -> list[dict[str, Any]]:
     """One flat record per model, attack and threat model, of the largest slice that was run."""
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for folder, _ in _counted(results):
-        for head, group in cells(own_rows(folder)):
-            metrics = cell_metrics(group)
-            key = (
-                head["dataset"],
-                head["model"],
-                head["attack"],
-                threat_name(head["norm"], head["eps"]),
-                head["goal"],
-            )
-            if key in found and found[key]["n"] >= metrics.n:
-                continue
-            found[key] = {
-                **dict(zip(("dataset", "model", "attack", "threat", "goal"), key)),
-                "n": metrics.n,
-                **_flat("attack_success_rate", metrics.attack_success_rate.as_dict()),
-                **(
-                    {}
-                    if head["goal"] in MADE
-                    else _flat("robust_accuracy", metrics.robust_accuracy.as_dict())
-                ),
-                **_flat("confidence_fooled", metrics.confidence_fooled.as_dict()),
-                "median_distance": number(metrics.median_distance, 4),
-                "forwards_per_sample": number(metrics.forwards_per_sample, 1),
-                "backwards_per_sample": number(metrics.backwards_per_sample, 1),
-                "flags": "; ".join(metrics.flags),
-            }
-    return [found[key] for key in sorted(found)]
+    found: Records = {}
+    for folder, document in counted(results):
+        enter_attacks(found, document["id"], own_rows(folder.rows()))
+    return [_record(found[key]) for key in sorted(found)]
+
+
+def enter_attacks(found: Records, run: str, rows: pd.DataFrame) -> list[Attacked]:
+    """Enters the cells of a run's own rows where no run before had as many samples; returns those."""
+    entered = []
+    for head, group in cells(rows):
+        fooled = group[group["success"] & (group["status"] == "ok")]
+        attacked = Attacked(
+            head,
+            cell_metrics(group),
+            median(fooled[DISTANCE[head["norm"]]]),
+            float(group["seconds"].sum()),
+            run,
+        )
+        if attacked.key not in found or found[attacked.key].metrics.n < attacked.metrics.n:
+            found[attacked.key] = attacked
+            entered.append(attacked)
+    return entered
+
+
+def _record(attacked: Attacked) -> dict[str, Any]:
+    metrics, goal = attacked.metrics, attacked.head["goal"]
+    return {
+        **dict(zip(("dataset", "model", "attack", "threat", "goal"), attacked.key)),
+        "n": metrics.n,
+        **_flat("attack_success_rate", metrics.attack_success_rate.as_dict()),
+        **({} if goal in MADE else _flat("robust_accuracy", metrics.robust_accuracy.as_dict())),
+        **_flat("confidence_fooled", metrics.confidence_fooled.as_dict()),
+        "median_distance": number(metrics.median_distance, 4),
+        "forwards_per_sample": number(metrics.forwards_per_sample, 1),
+        "backwards_per_sample": number(metrics.backwards_per_sample, 1),
+        "flags": "; ".join(metrics.flags),
+    }
 
 
 def _flat(name: str, estimate: dict[str, Any]) -> dict[str, Any]:

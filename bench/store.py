@@ -6,11 +6,14 @@ files have the hashes that it records; anything else is computed again.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
@@ -24,6 +27,7 @@ from bench.plan import Cell, Task
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow
 
     from bench.runner import Outcome
 
@@ -138,7 +142,7 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _receipt(self, name: str) -> dict[str, Any] | None:
+    def whole(self, name: str) -> dict[str, Any] | None:
         """What a whole shard records of itself; None where it is missing, damaged or older."""
         found = self.receipt(name)
         images, rows, _ = self.files(name)
@@ -150,7 +154,7 @@ class RunFolder:
 
     def has(self, name: str) -> bool:
         """Is this shard here, whole and without a crash? One that crashed is tried again."""
-        receipt = self._receipt(name)
+        receipt = self.whole(name)
         return receipt is not None and receipt["errors"] == 0
 
     def donor(self, name: str) -> RunFolder | None:
@@ -226,29 +230,49 @@ class RunFolder:
     def rows(self, names: list[str] | None = None) -> pd.DataFrame:
         """The sample rows of the named shards, with their cells' columns; by default, of the run's cells.
 
-        A folder may hold more: shards of the same request on weights that the model no longer has.
+        A folder may hold more: shards of the same request on weights that the model no longer has. The images
+        are not looked at. Raises StoreError for rows that are damaged, or of an older version.
         """
         import pandas as pd
+        from pyarrow import concat_tables
 
         if names is None:
             current = self.read_json("run.json")["cells"]
             stored = sorted(f.stem for f in self.receipts.glob("*.json"))
             names = [name for name in stored if name.partition("-")[0] in current]
+        # Of a long run there are thousands of shards: a frame each takes ten times as long as one per cell.
+        with ThreadPoolExecutor() as readers:
+            shards = list(readers.map(self._shard, names))
         frames = []
-        for name in names:
-            receipt = self._receipt(name)
-            if receipt is None:
-                raise StoreError(
-                    f"{self.files(name)[1]} is damaged, or of an older version; "
-                    "the run's own command computes it again"
-                )
-            frame = pd.read_parquet(self.files(name)[1])
-            frames.append(label_rows(frame, cell_of(receipt["cell"]), receipt["seconds"]))
+        for _, group in itertools.groupby(shards, key=lambda shard: shard[0]["key"]):
+            of_cell = list(group)
+            frame = concat_tables([table for _, table in of_cell]).to_pandas()
+            lengths = [table.num_rows for _, table in of_cell]
+            shares = [found["seconds"] / max(count, 1) for (found, _), count in zip(of_cell, lengths)]
+            seconds = [share for share, count in zip(shares, lengths) for _ in range(count)]
+            frames.append(label_rows(frame, cell_of(of_cell[0][0]["cell"]), seconds))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*CELL_COLUMNS])
 
+    def _shard(self, name: str) -> tuple[dict[str, Any], pyarrow.Table]:
+        """A shard's receipt and its rows. Raises StoreError for what is damaged, or of an older version."""
+        from pyarrow import ArrowException, BufferReader
+        from pyarrow.parquet import read_table
 
-def label_rows(rows: pd.DataFrame, cell: Cell, seconds: float) -> pd.DataFrame:
-    """Sample rows with the columns that say which cell they are of; seconds are the shard's."""
+        found = self.receipt(name)
+        try:
+            content = self.files(name)[1].read_bytes()
+            if found and hashlib.sha256(content).hexdigest() == found["rows_sha256"]:
+                return found, read_table(BufferReader(content), use_threads=False)
+        except (OSError, ArrowException):
+            pass
+        raise StoreError(
+            f"{self.files(name)[1]} is damaged, or of an older version; "
+            "the run's own command computes it again"
+        )
+
+
+def label_rows(rows: pd.DataFrame, cell: Cell, seconds: float | Sequence[float]) -> pd.DataFrame:
+    """Sample rows with the columns that say which cell they are of, and the seconds of each sample."""
     eps = float("nan") if cell.threat.eps is None else cell.threat.eps
     values = (
         cell.model,
@@ -259,7 +283,7 @@ def label_rows(rows: pd.DataFrame, cell: Cell, seconds: float) -> pd.DataFrame:
         cell.dataset,
         cell.source or "",
         cell.key,
-        seconds / max(len(rows), 1),
+        seconds,
     )
     return rows.assign(**dict(zip(CELL_COLUMNS, values)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 import zoo
 from bench.defences import perturbing
+from bench.render.table import Table
 from zoo.training import optimizer_of, train_epoch
 
 if TYPE_CHECKING:
@@ -147,6 +148,25 @@ def measure_inference(
     for net in nets:
         all_of(net.eval(), images[: 5 * INFERENCE_BATCH])
     return interleaved([partial(all_of, net, images) for net in nets], passes, tick)
+
+
+def table(document: Mapping[str, Any]) -> Table:
+    """What `bench timing` has stored, a line per model."""
+    ratios, models = document["ratios"], document["models"]
+    lines = []
+    for model in models:
+        own = ratios.get(model["model"])
+        over = [Spread(**own[kind]).text() for kind in ("training", "inference")] if own else ["1", "1"]
+        epoch, inference = model["training_median"], model["inference_median"]
+        lines.append((model["model"], f"{epoch:.2f}", f"{inference:.3f}", *over))
+    heads = ("model", "epoch s", "inference s", "training ratio", "inference ratio")
+    remark = (
+        f"medians of {len(models[0]['training'])} epochs and {len(models[0]['inference'])} passes over "
+        f"{document['images']} images; ratios to {document['base']}: median [least–greatest] of pairs"
+    )
+    if {"mnist_cnn", "mnist_cnn_bn"} <= {model["model"] for model in models}:
+        remark += f"; the assignment's report gives {REPORTED_RATIO} for training with batch norm"
+    return Table("timing", heads, tuple(lines), remark)
 
 
 def stored_ratio(results: Path, over: str, under: str) -> tuple[Spread, int] | None:

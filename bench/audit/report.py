@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ class Audit:
     command: str = ""
     """That asked for it."""
     rounds: list[Round] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Audit:
+        """The audit that a stored document records. Raises KeyError or TypeError for what is none."""
+        rounds = [
+            Round(Subject(**found["subject"]), [Check(**check) for check in found["checks"]])
+            for found in document["rounds"]
+        ]
+        names = (each.name for each in fields(cls) if each.name != "rounds")
+        return cls(**{name: document[name] for name in names}, rounds=rounds)
 
     @property
     def verdict(self) -> str:

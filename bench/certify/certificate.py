@@ -22,7 +22,7 @@ from bench.certify.bounds import NORMS, layers_of, margins, method_of
 from bench.certify.layers import SLACK, NoBoundsError
 from bench.executors import one_thread
 from bench.judge import read
-from bench.metrics import TOLERANCE, Estimate, broken_within, rate, threats
+from bench.metrics import TOLERANCE, Estimate, attempts, broken_within, rate, threats
 from bench.plan import shards, slice_ids
 from bench.runner import load_data, load_model
 from bench.spec import SCHEMA, RunSpec
@@ -255,6 +255,29 @@ def certify_run(
                 parts.append(part)
             found[model, norm, eps] = _compared(_joined(parts), of_model, norm, eps)
     return found
+
+
+def stored_certificates(
+    document: Mapping[str, Any], rows: pd.DataFrame, folder: RunFolder
+) -> dict[Threatened, Certificate]:
+    """The certificates that a run has of all its samples: nothing is computed.
+
+    `document` is the run's record, `rows` are its own.
+    """
+    parts: dict[tuple[str, str, float], list[Certificate]] = {}
+    for receipt in sorted(folder.path.glob("certified/*.json")):
+        shard = json.loads(receipt.read_text()).get("certificate", {})
+        found = _read(folder, receipt.stem)
+        if found is not None and shard.get("fingerprint") == document["fingerprints"].get(shard.get("model")):
+            parts.setdefault((shard["model"], shard["norm"], shard["eps"]), []).append(found)
+    whole: dict[Threatened, Certificate] = {}
+    for (model, norm, eps), of_threat in parts.items():
+        of_model, joined = rows[rows["model"] == model], _joined(of_threat)
+        if joined.rows is None:
+            continue
+        if set(joined.rows["sample_id"]) == set(attempts(of_model, norm, eps)["sample_id"]):
+            whole[model, norm, eps] = _compared(joined, of_model, norm, eps)
+    return whole
 
 
 def _compared(certificate: Certificate, rows: pd.DataFrame, norm: str, eps: float) -> Certificate:

@@ -24,6 +24,7 @@ VERBS = {
     "speed": "Race the same attack by this engine and by other libraries.",
     "timing": "Measure training and inference time of two models.",
     "leaderboard": "Write the leaderboards from stored runs.",
+    "report": "Write what the store holds as pages to look at.",
     "status": "Show what of the stored runs is done, under way or missing.",
     "clean": "Remove stored runs that are old, unfinished or outdated.",
     "verify": "Recompute a run, or a file of images, from the images alone.",

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 import click
 
 from bench.cli.common import json_option, note, results_option, show, show_json
-from bench.render.table import Table
 
 
 @click.command(epilog="Example:  bench timing --models mnist_cnn,mnist_cnn_bn --epochs 5")
@@ -44,7 +42,7 @@ def command(
     from adversarial_bench.errors import UserError
     from bench.stamp import stamp
     from bench.store import writing
-    from bench.timing import REPORTED_RATIO, measure, ratio
+    from bench.timing import REPORTED_RATIO, measure, ratio, table
 
     chosen = [name.strip() for name in models.split(",") if name.strip()]
     if len(chosen) < 2:
@@ -86,18 +84,5 @@ def command(
     if as_json:
         show_json(document)
         return
-    lines = []
-    for timing in timings:
-        over = [r.text() for r in ratios[timing.model].values()] if timing.model in ratios else ["1", "1"]
-        lines.append(
-            (timing.model, f"{median(timing.training):.2f}", f"{median(timing.inference):.3f}", *over)
-        )
-    heads = ("model", "epoch s", "inference s", "training ratio", "inference ratio")
-    remark = (
-        f"medians of {epochs} epochs and {passes} passes over {len(x)} images; "
-        f"ratios to {base.model}: median [least–greatest] of pairs"
-    )
-    if {"mnist_cnn", "mnist_cnn_bn"} <= set(chosen):
-        remark += f"; the assignment's report gives {REPORTED_RATIO} for training with batch norm"
-    show([Table("timing", heads, tuple(lines), remark)])
+    show([table(document)])
     note(f"stored in {path}")
