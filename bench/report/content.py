@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -173,7 +174,7 @@ def _confusion(rows: pd.DataFrame, case: WorstCase) -> Table:
         for label, line in zip(counts.index, counts.to_numpy().tolist())
     )
     heads = tuple(dataset.called(int(label)) for label in labels)
-    threat = threat_name(case.norm, float("nan") if case.eps is None else case.eps)
+    threat = threat_name(case.norm, math.nan if case.eps is None else case.eps)
     title = f"{case.dataset} · {threat} · {case.strongest}"
     note = "rows: true class; columns: what its images are called under the attack, wrong before or not"
     note += f"; the first {CLASSES} classes" if cut else ""
@@ -181,11 +182,10 @@ def _confusion(rows: pd.DataFrame, case: WorstCase) -> Table:
 
 
 def _breakers(rows: pd.DataFrame, case: WorstCase) -> Table:
-    within = rows if case.eps is None else rows[rows["norm"] == case.norm]
     radii = {} if case.eps is None else {case.norm: [case.eps]}
-    threat = threat_name(case.norm, float("nan") if case.eps is None else case.eps)
-    found = [each for each in breakers(within, radii) if each.threat == threat]
-    return breaker_table(found).without("model")
+    threat = threat_name(case.norm, math.nan if case.eps is None else case.eps)
+    found = breakers(rows[rows["norm"] == case.norm], radii)
+    return breaker_table([each for each in found if each.threat == threat]).without("model")
 
 
 def _shown(folder: RunFolder, document: Mapping[str, Any], cell: pd.DataFrame, images: int) -> list[Shown]:

@@ -38,6 +38,8 @@ HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
 MARK = "report.json"
 """A folder that holds it is an earlier report, which may give way."""
+END = 1e300
+"""Beyond every number, and read as one by a browser, which does not know infinity's name."""
 
 
 def slug(name: str) -> str:
@@ -118,27 +120,27 @@ def _environment(models: Iterable[str], attacks: Iterable[str], report: Report) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    links = {**{name: f"models/{slug(name)}.html" for name in models}}
-    links |= {name: f"attacks/{slug(name)}.html" for name in attacks}
-    stamps = dict.fromkeys(made_with(run["stamp"]) for run in report.runs)
-    environment.globals |= {
-        "links": links,
-        "version": __version__,
-        "runs": len(report.runs),
-        "left_out": report.left_out,
-        "stamp": next(iter(stamps))
-        + (f", and {len(stamps) - 1} other machines or versions" if len(stamps) > 1 else ""),
-    }
-    environment.filters |= {"order": order, "light": light, "zip": zip}
+    of_models = {name: f"models/{slug(name)}.html" for name in models}
+    of_attacks = {name: f"attacks/{slug(name)}.html" for name in attacks}
+    stamps = list(dict.fromkeys(made_with(run["stamp"]) for run in report.runs))
+    others = f", and {len(stamps) - 1} other machines or versions" if len(stamps) > 1 else ""
+    environment.globals.update(
+        links={"model": of_models, "made on": of_models, "attack": of_attacks, "strongest": of_attacks},
+        version=__version__,
+        runs=len(report.runs),
+        left_out=report.left_out,
+        stamp=stamps[0] + others,
+    )
+    environment.filters.update(order=order, light=light, zip=zip)
     return environment
 
 
-def order(cell: str) -> float | str:
+def order(cell: str) -> float:
     """What a cell is sorted by: the number that it begins with, infinities and dashes at the ends."""
     if cell.startswith("∞"):
-        return math.inf
+        return END
     found = re.match(r"[-−+]?\d+(\.\d+)?", cell.replace(" ", ""))
-    return float(found[0].replace("−", "-")) if found else -math.inf
+    return float(found[0].replace("−", "-")) if found else -END
 
 
 def light(cell: str) -> str:
