@@ -159,7 +159,9 @@ def _confusion(rows: pd.DataFrame, case: WorstCase) -> Table:
     import pandas as pd
 
     dataset = zoo.describe(case.dataset)
-    tried = attempts(rows[rows["attack"] == case.strongest], case.norm, case.eps)
+    tried = attempts(rows, case.norm, case.eps)
+    # Where nothing was broken, no attack is the strongest, and any of them leaves the classes as they are.
+    tried = tried[tried["attack"] == case.strongest] if case.strongest in set(tried["attack"]) else tried
     exact = tried[tried["eps"] == case.eps]
     tried = (exact if len(exact) else tried).drop_duplicates("sample_id")
     # An image that is farther away than the radius allows counts as none: the sample keeps its class.
@@ -175,7 +177,7 @@ def _confusion(rows: pd.DataFrame, case: WorstCase) -> Table:
     )
     heads = tuple(dataset.called(int(label)) for label in labels)
     threat = threat_name(case.norm, math.nan if case.eps is None else case.eps)
-    title = f"{case.dataset} · {threat} · {case.strongest}"
+    title = f"{case.dataset} · {threat} · strongest attack: {case.strongest}"
     note = "rows: true class; columns: what its images are called under the attack, wrong before or not"
     note += f"; the first {CLASSES} classes" if cut else ""
     return Table(title, ("true", *heads, "n"), lines, note, frozenset({"true"}))

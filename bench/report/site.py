@@ -15,7 +15,7 @@ import zoo
 from adversarial_bench import __version__
 from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import digest
-from attacks.core import MADE
+from attacks.core import MADE, RADIUS_NORMS
 from attacks.registry import get
 from bench.audit.report import Audit
 from bench.audit.report import tables as audit_tables
@@ -166,25 +166,25 @@ def board(standings: Sequence[Standing], report: Report) -> Table:
                 case.model,
                 case.dataset,
                 threat_name(case.norm, math.nan if case.eps is None else case.eps),
-                percent(case.clean_accuracy),
-                "–" if accuracy is None else percent(accuracy),
                 percent(case.robust_accuracy),
                 str(case.n),
                 s.audit,
+                percent(case.clean_accuracy),
+                "–" if accuracy is None else percent(accuracy),
                 case.strongest,
                 str(case.attacks),
                 "; ".join(flags),
             )
         )
-    figures = ("clean %", "certified %", "robust %", "n")
-    columns = ("rank", "model", "dataset", "threat", *figures, "audit", "strongest", "attacks", "flags")
+    figures = ("robust %", "n", "audit", "clean %", "certified %")
+    columns = ("rank", "model", "dataset", "threat", *figures, "strongest", "attacks", "flags")
     left = frozenset({"model", "dataset", "threat", "audit", "strongest", "flags"})
     note = (
         "robust: right before, and after every attack of the threat model, over all n images; an upper bound "
         "on the truth. certified: right, and proven to stay so; a lower bound. Intervals: Wilson, 95 %."
     )
     table = Table("leaderboards", columns, tuple(lines), note, left, minor=("attacks",))
-    return table if any(line[5] != "–" for line in lines) else table.without("certified %")
+    return table if any(line[columns.index("certified %")] != "–" for line in lines) else table.without("certified %")
 
 
 def attack_table(found: Sequence[Attacked], report: Report) -> Table:
@@ -284,7 +284,7 @@ def _model(model: str, report: Report) -> dict[str, Any]:
     """What a model's page shows."""
     standings = [s for s in report.standings if s.case.model == model]
     attacked = [each for each in report.attacked if each.head["model"] == model]
-    places = [place for place in sorted(report.confusions) if place[3] == model]
+    places = [(s.case.dataset, s.case.norm, s.case.eps or 0.0, model) for s in standings]
     weights = {run["fingerprints"].get(model) for run in report.runs}
     audits = []
     for found in report.audits:
@@ -335,11 +335,12 @@ def _definition(attack: str) -> dict[str, str]:
         entry = get(attack)
     except UserError as error:
         return {"what it is": f"not in this version's catalogue: {error}"}
+    least = entry.norm in RADIUS_NORMS and not entry.bounded
     presets = (f"{name}: {setting(changes)}" for name, changes in entry.presets.items())
     return {
         "what it is": entry.summary,
         "source": entry.source,
-        "threat model": entry.norm if entry.bounded else f"{entry.norm}, the least distance",
+        "threat model": f"{entry.norm}, the least distance" if least else entry.norm,
         "goals": ", ".join(entry.goals),
         "tags": ", ".join(sorted(entry.tags)) or "–",
         "parameters": setting(entry.parameters()),

@@ -57,7 +57,11 @@ for (const element of document.querySelectorAll("table.sortable")) {
   const rows = Array.from({ length: size }, (_, i) => texts.map((values) => values[i]));
   const show = () => {
     narrow(selects, rows, first);
-    selects.forEach((select, i) => table.column(filters[i]).search(select.value, { exact: Boolean(select.value) }));
+    selects.forEach((select, i) => {
+      const column = table.column(filters[i]).search(select.value, { exact: Boolean(select.value) });
+      // What every row would repeat takes room that a phone has not got.
+      column.visible(!select.value, false);
+    });
     table.draw();
   };
   const selects = filters.map((index, i) => choice(heads[index], [...new Set(texts[i])], show));
