@@ -392,7 +392,7 @@ def test_the_leaderboard_is_sorted_filtered_and_searched_by_keyboard(visit: Call
 
 @pytest.mark.browser
 def test_a_model_opens_and_its_curves_are_drawn(visit: Callable[..., Any]) -> None:
-    page = visit("index.html")
+    page = visit("index.html#threat=linf(0.1)")
     page.get_by_role("link", name="mnist_cnn", exact=True).first.click()
     assert page.get_by_role("heading", level=1).inner_text() == "mnist_cnn"
     page.wait_for_selector(".chart svg")
@@ -445,6 +445,8 @@ def test_no_page_shuts_anybody_out_or_runs_over_the_edge(
     visit: Callable[..., Any], width: int, scheme: str
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    # It would ask for the style sheets once more, which a page from disk may not.
+    options = {"preload": False}
     page = visit(PAGES[0], width, scheme)
     for path in PAGES:
         page.goto(page.url[: page.url.index("/site/")] + "/site/" + path)
@@ -452,7 +454,7 @@ def test_no_page_shuts_anybody_out_or_runs_over_the_edge(
             page.wait_for_selector(".chart svg")
         found = [
             (violation["id"], node["html"][:200])
-            for violation in axe.run(page).response["violations"]
+            for violation in axe.run(page, options=options).response["violations"]
             if violation["impact"] in ("serious", "critical")
             for node in violation["nodes"]
         ]
