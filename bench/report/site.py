@@ -154,11 +154,15 @@ def board(standings: Sequence[Standing], report: Report) -> Table:
     lines = []
     for s in standings:
         case = s.case
-        proven = report.certificates.get((s.run, (case.model, case.norm, case.eps)))
-        accuracy = None if proven is None else proven.accuracy
+        certificate = report.certificates.get((s.run, (case.model, case.norm, case.eps)))
+        accuracy = None if certificate is None else certificate.accuracy
         flags = [
             *s.flags,
-            *([f"certified but broken: {len(proven.refuted)}"] if proven and proven.refuted else []),
+            *(
+                [f"certified but broken: {len(certificate.refuted)}"]
+                if certificate and certificate.refuted
+                else []
+            ),
         ]
         lines.append(
             (
@@ -184,7 +188,8 @@ def board(standings: Sequence[Standing], report: Report) -> Table:
         "on the truth. certified: right, and proven to stay so; a lower bound. Intervals: Wilson, 95 %."
     )
     table = Table("leaderboards", columns, tuple(lines), note, left, minor=("attacks",))
-    return table if any(line[columns.index("certified %")] != "–" for line in lines) else table.without("certified %")
+    proven = any(line[columns.index("certified %")] != "–" for line in lines)
+    return table if proven else table.without("certified %")
 
 
 def attack_table(found: Sequence[Attacked], report: Report) -> Table:
