@@ -156,14 +156,9 @@ def board(standings: Sequence[Standing], report: Report) -> Table:
         case = s.case
         certificate = report.certificates.get((s.run, (case.model, case.norm, case.eps)))
         accuracy = None if certificate is None else certificate.accuracy
-        flags = [
-            *s.flags,
-            *(
-                [f"certified but broken: {len(certificate.refuted)}"]
-                if certificate and certificate.refuted
-                else []
-            ),
-        ]
+        flags = list(s.flags)
+        if certificate is not None and certificate.refuted:
+            flags.append(f"certified but broken: {len(certificate.refuted)}")
         lines.append(
             (
                 str(s.rank),
