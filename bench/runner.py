@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from bench.plan import Cell, Task
 from bench.spec import draws_of
 from zoo import Build
 from zoo.datasets import require
-from zoo.registry import untrained
+from zoo.registry import fingerprint, untrained
 from zoo.transforms import split
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ DRAWN = 1e-4
 """What they differ by, at least, in normalised logits, where it is."""
 MOST_CRASHES = 3
 """Single samples that may crash, with none done, before the rest of a shard is given up."""
+NOT_FINITE = "the attack returned an image with NaN or infinite pixels"
+"""Such a sample's message: no image came back of which success or failure could be said."""
+CHANGED = "the model's weights changed during the attack"
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ class _Isolated:
             self.messages[index] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             return
         self.done += len(rows)
-        self.images[rows] = result.images.to(self.images.dtype)
+        finite = result.images.isfinite().flatten(1).all(1).to(rows.device)
+        self.messages[index[~finite.cpu().numpy()]] = NOT_FINITE
+        self.images[rows[finite]] = result.images[finite].to(self.images.dtype)
         for name, column in self.costs.items():
             column[index] = getattr(result, name).cpu().numpy()
 
@@ -229,9 +234,16 @@ def check_model(
 def examine(
     name: str, build: Build, images: Tensor, classes: int, device: str = "cpu", eot: int | None = None
 ) -> list[str]:
-    """What must be said of a model of the zoo or of other people's: `random weights`, and `check_model`'s."""
+    """What must be said of a model of the zoo or of other people's: `random weights`, and `check_model`'s.
+
+    Raises UserError for a model that cannot be attacked, as `check_model` does, and for one whose weights
+    are others after it.
+    """
     model, draws = averaged(name, build, device, eot), draws_of(name, eot, build.adaptive)
+    before = fingerprint(model)
     flags = check_model(name, model, images, classes, draws, build.adaptive)
+    if fingerprint(model) != before:
+        raise _restless(name)
     return ["random weights", *flags] if untrained(name, build) else flags
 
 
@@ -359,14 +371,37 @@ def _clean_of(task: Task, model: Any, images: Tensor, goal: Goal) -> Clean:
     return _clean(cell.model, task.build, cell.device, cell.eot, cell.dataset, task.ids, cell.batch_size)
 
 
+def _restless(name: str) -> UserError:
+    """The error for a model whose weights change as it is used; this process forgets what became of it."""
+    load_model.cache_clear()
+    return UserError(
+        f"the model {name} changes its own weights as it classifies images: no figure would be of one network"
+    )
+
+
 def compute(task: Task) -> Outcome:
-    """One shard, from its task alone: the same in every process."""
+    """One shard, from its task alone: the same in every process.
+
+    Where the model's weights are others after the attack, every sample is an error, judged by the model as
+    it was. Raises UserError where they change without an attack, too.
+    """
     cell = task.cell
     model = averaged(cell.model, task.build, cell.device, cell.eot)
+    before = fingerprint(model)
+    outcome = _seeded(task, model)
+    if fingerprint(model) == before:
+        return outcome
+    if task.given_up or task.shown is not None:
+        raise _restless(cell.model)
+    load_model.cache_clear()
+    return compute(replace(task, given_up=CHANGED))
+
+
+def _seeded(task: Task, model: torch.nn.Module) -> Outcome:
     with torch.random.fork_rng(devices=[]):
         # For a model that draws; an attack's own draws have their own generators. Not before the model is
         # made, which draws as well, and in a process that has it already does not.
-        torch.manual_seed(seed_of(cell.seed, task.name))
+        torch.manual_seed(seed_of(task.cell.seed, task.name))
         return _compute(task, model)
 
 
