@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from math import inf
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.executors import HERE, Driver, Failure, Pool, WorkerError, attempt
@@ -20,19 +21,48 @@ from bench.runner import Outcome
 
 T = TypeVar("T")
 
+SHARE = 0.8
+"""Of the machine's memory, what all workers together may hold; each has an equal part."""
+LOOK = 0.25
+"""Seconds between two looks at what a worker holds."""
 
-def _begin() -> None:
+
+def _begin(memory: float) -> None:
     # The driver alone answers Ctrl-C; a worker that dies of it would print its own traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow_the_driver, daemon=True).start()
+    threading.Thread(target=_watch, args=(memory,), daemon=True).start()
 
 
-def _follow_the_driver() -> None:
-    """Ends this worker when the driver is gone, even one that was killed: nobody will take its results."""
+def _watch(memory: float) -> None:
+    """Ends this worker when the driver is gone, even one that was killed: nobody will take its results.
+
+    And when it holds more than so many bytes: an attack that leaks shall cost its shard, not the machine.
+    """
     driver = multiprocessing.parent_process()
-    if driver is not None:
-        driver.join()
-        os._exit(1)
+    while driver is not None:
+        driver.join(LOOK)
+        if not driver.is_alive() or _held() > memory:
+            os._exit(1)
+
+
+def _held() -> int:
+    """Bytes of memory that this process holds; 0 where the system has no /proc to tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def machine_memory() -> float:
+    """Bytes of the machine, or of the container that this process is in; infinite where nobody tells."""
+    try:
+        found = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return inf
+    # A container without a limit says `max` here.
+    with suppress(OSError, ValueError):
+        found = min(found, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return found
 
 
 def _context() -> BaseContext:
@@ -57,15 +87,16 @@ def alone(function: Callable[..., T], *arguments: Any) -> T:
             raise WorkerError("a worker process died (killed, or out of memory)") from None
 
 
-def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=_context(), initializer=_begin)
+def _pool(memory: float = inf) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=_context(), initializer=_begin, initargs=(memory,))
 
 
 class _Worker:
     """A pool of one process: where it dies, it is known of which task, and the others go on."""
 
-    def __init__(self) -> None:
-        self.pool = _pool()
+    def __init__(self, memory: float) -> None:
+        """`memory` is how many bytes the process may hold."""
+        self.pool = _pool(memory)
         self.pid = self.pool.submit(os.getpid)
 
     def begin(self, task: Task) -> Future[Outcome | Failure]:
@@ -85,7 +116,7 @@ class _Worker:
 
 
 class Processes(Pool):
-    """A process per worker, made with its first task."""
+    """A process per worker, made with its first task; it may hold its share of the memory."""
 
     deadly = (BrokenProcessPool,)
 
@@ -110,7 +141,8 @@ class Processes(Pool):
         for worker, last in list(self.crew.items()):
             if last.done() and last.exception() is not None:
                 del self.crew[worker]
-        free = next((worker for worker, last in self.crew.items() if last.done()), None) or _Worker()
+        share = SHARE * machine_memory() / self.workers
+        free = next((worker for worker, last in self.crew.items() if last.done()), None) or _Worker(share)
         self.crew[free] = free.begin(task)
         return self.crew[free]
 
