@@ -92,7 +92,7 @@ def counted(results: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
     """The finished runs and what they record; one with --no-adaptive shows what a defence is not worth."""
     for folder in runs(results):
         if folder.finished():
-            document = folder.read_json("run.json")
+            document = folder.document()
             if document["spec"].get("adaptive", True):
                 yield folder, document
 

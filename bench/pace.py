@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from adversarial_bench.hashing import digest
 from bench.plan import Task
 from bench.render.table import duration
-from bench.store import ROWS
+from bench.store import RunFolder
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,14 @@ class Pace:
 
         spent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
         # The same shard may be in several runs.
-        for name, receipt in {path.stem: path for path in results.glob("runs/*/shards/*.json")}.items():
+        for name, path in {path.stem: path for path in results.glob("runs/*/shards/*.json")}.items():
+            folder = RunFolder(results, path.parent.parent.name)
+            found = folder.receipt(name)
+            if found is None or found["errors"] or found["cell"]["source"] is not None:
+                continue
             try:
-                found = json.loads(receipt.read_text())
-                if found["schema"] != ROWS or found["errors"] or found["cell"]["source"] is not None:
-                    continue
-                samples = read_metadata(receipt.parent.parent / "samples" / f"{name}.parquet").num_rows
-            except (OSError, ValueError, KeyError, TypeError):
+                samples = read_metadata(folder.files(name)[1]).num_rows
+            except (OSError, ValueError):
                 continue
             for model in (found["cell"]["model"], ""):
                 total = spent[_kind(found["cell"]), model]

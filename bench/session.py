@@ -139,7 +139,7 @@ def perform(spec: RunSpec, results: Path, executor: Executor = HERE, progress: P
                 folder.write(task, outcome)
                 run.computed += 1
                 progress.advance(task, len(task.ids))
-        if run.computed or not folder.finished():
+        if run.computed or not folder.says(document):
             folder.write_json("run.json", {**document, "status": "done"})
         for task in tasks:
             if task.cell.attack == "native/noise" and task.source_name is None:

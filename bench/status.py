@@ -40,7 +40,7 @@ class Status:
 
 def plan_of(folder: RunFolder) -> list[Task]:
     """The shards that a stored run consists of, as this version plans them. Raises UserError for none."""
-    document = folder.read_json("run.json")
+    document = folder.document()
     try:
         return tasks_in(RunSpec(**document["spec"]), document["fingerprints"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -63,7 +63,7 @@ def status_of(folder: RunFolder, pace: Pace) -> Status:
         for task in tasks
     )
     states = {state for _, state in shards}
-    document = folder.read_json("run.json")
+    document = folder.document()
     known = {task.cell.key for task in tasks}
     if driver:
         state = "running"

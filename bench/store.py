@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -22,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from adversarial_bench.errors import UserError, unknown
 from adversarial_bench.files import write_whole
-from adversarial_bench.hashing import file_digest
+from adversarial_bench.hashing import digest, file_digest
 from bench.plan import Cell, Task
+from bench.spec import SCHEMA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,11 +137,17 @@ class RunFolder:
         return self.images_file(name), self.samples / f"{name}.parquet", self.receipts / f"{name}.json"
 
     def receipt(self, name: str) -> dict[str, Any] | None:
-        """What a shard records of itself; None where it is missing or older. Its files are not looked at."""
+        """What a shard records of itself; None where it is missing, damaged or older.
+
+        Its files are not looked at. Its cell is the one that its name is the hash of.
+        """
         try:
             found: dict[str, Any] = json.loads(self.files(name)[2].read_text())
-            return found if found["schema"] == ROWS else None
-        except (OSError, ValueError, KeyError, TypeError):
+            named = digest(SCHEMA, found["cell"])[:16] == found["key"] == name.partition("-")[0]
+            counted = isinstance(found["errors"], int) and math.isfinite(found["seconds"])
+            hashed = isinstance(found["images_sha256"], str) and isinstance(found["rows_sha256"], str)
+            return found if found["schema"] == ROWS and named and counted and hashed else None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
     def whole(self, name: str) -> dict[str, Any] | None:
@@ -215,15 +223,44 @@ class RunFolder:
     def finished(self) -> bool:
         """Was the run seen through to its end?"""
         try:
-            return self.read_json("run.json").get("status") == "done"
+            return bool(self.document()["status"] == "done")
         except StoreError:
             return False
+
+    def document(self) -> dict[str, Any]:
+        """run.json, if it is one that a run can be known by. Raises StoreError."""
+        found = self.read_json("run.json")
+        try:
+            asked = {name: value for name, value in found["spec"].items() if name != "command"}
+            named = str(found["id"]).rpartition("-")[2] == digest(SCHEMA, asked)[:10]
+            wanted = {"fingerprints": dict, "cells": dict, "status": str}
+            wrong = [name for name, kind in wanted.items() if not isinstance(found[name], kind)]
+            wrong += [name for name in ("models", "samples", "weights", "eps") if name not in asked]
+        except (KeyError, AttributeError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise StoreError(f"{self.path / 'run.json'} is damaged: {reason}") from error
+        if wrong:
+            raise StoreError(f"{self.path / 'run.json'} is damaged: it lacks {', '.join(wrong)}")
+        if not named:
+            raise StoreError(f"{self.path / 'run.json'} was changed: its id is not the hash of its spec")
+        return found
+
+    def says(self, document: dict[str, Any]) -> bool:
+        """Does run.json say of a finished run's cells and models what this document does?"""
+        parts = ("id", "fingerprints", "model_flags", "cells")
+        try:
+            found = self.document()
+        except StoreError:
+            return False
+        return found["status"] == "done" and all(found.get(part) == document[part] for part in parts)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A stored JSON document. Raises StoreError where it is missing or damaged."""
         try:
             found: dict[str, Any] = json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as error:
+            if not isinstance(found, dict):
+                raise ValueError(f"it holds a {type(found).__name__}")
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(f"{self.path / name} cannot be read: {error}") from error
         return found
 
@@ -237,9 +274,16 @@ class RunFolder:
         from pyarrow import concat_tables
 
         if names is None:
-            current = self.read_json("run.json")["cells"]
+            document = self.document()
+            current = document["cells"]
             stored = sorted(f.stem for f in self.receipts.glob("*.json"))
             names = [name for name in stored if name.partition("-")[0] in current]
+            absent = set(current) - {name.partition("-")[0] for name in names}
+            if absent and document["status"] == "done":
+                raise StoreError(
+                    f"{self.path} has no shard of {len(absent)} of its {len(current)} cells; "
+                    "the run's own command computes them again"
+                )
         # Of a long run there are thousands of shards: a frame each takes ten times as long as one per cell.
         with ThreadPoolExecutor() as readers:
             shards = list(readers.map(self._shard, names))

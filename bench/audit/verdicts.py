@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ def stored(results: Path) -> Iterator[dict[str, Any]]:
     for file in sorted(results.glob("audits/verdicts/*.json")):
         try:
             document = json.loads(file.read_text())
-        except (OSError, ValueError):
+            whole = document["schema"] == 1 and math.isfinite(document["eps"])
+            whole &= all(isinstance(document[part], str) for part in ("fingerprint", "norm", "verdict"))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
-        if document.get("schema") == 1:
+        if whole:
             yield document
 
 

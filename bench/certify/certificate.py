@@ -149,7 +149,7 @@ def _read(folder: RunFolder, key: str) -> Certificate | None:
         if record["rows_sha256"] != file_digest(table):
             return None
         return Certificate(record["method"], record["reason"], pd.read_parquet(table))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
