@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -35,6 +36,19 @@ def options(*chosen: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+class Positive(click.FloatRange):
+    """A number above 0: neither NaN, which a range takes for inside it, nor infinity."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return found
 
 
 model_argument = click.argument("model", required=False)
@@ -176,7 +190,7 @@ def slice_options(samples: int) -> Callable[[F], F]:
         executor_options,
         click.option(
             "--timeout",
-            type=click.FloatRange(0, min_open=True),
+            type=Positive(),
             help="Seconds that an attack may take for a shard; its samples are errors then.",
         ),
         results_option,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.common import json_option, note, results_option, show, show_json
+from bench.cli.common import Positive, json_option, note, results_option, show, show_json
 
 if TYPE_CHECKING:
     from zoo.training import Epoch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command(epilog="Example:  bench train mnist_bnn --epochs 2 --out weights/")
 @click.argument("name")
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Instead of the recipe's.")
+@click.option("--lr", type=Positive(), help="Instead of the recipe's.")
 @click.option("--seed", type=int, help="Instead of the recipe's.")
 @click.option(
     "--threads",
