@@ -140,6 +140,7 @@ def test_the_bytes_do_not_tell_who_computed(cli: Cli, tmp_path: Path, name: str)
     assert sorted(os.listdir(tmp_path / "found")) == ["runs"]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("executor", ["processes", RAY, SLURM], indirect=True)
 def test_a_shard_whose_worker_dies_is_tried_again(
     cli: Cli, tmp_path: Path, executor: tuple[str, ...]
@@ -155,6 +156,7 @@ def test_a_shard_whose_worker_dies_is_tried_again(
     assert stored(tmp_path / "found") == stored(tmp_path / "alone")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("executor", ["processes", RAY], indirect=True)
 def test_a_shard_that_kills_every_worker_is_an_error_and_the_run_ends(
     cli: Cli, tmp_path: Path, executor: tuple[str, ...]
@@ -182,6 +184,7 @@ def test_a_shard_that_kills_every_worker_is_an_error_and_the_run_ends(
     assert stored(tmp_path / "results") == stored(tmp_path / "alone")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("executor", [RAY, SLURM], indirect=True)
 def test_an_attack_that_hangs_in_a_cluster_is_stopped(
     cli: Cli, tmp_path: Path, executor: tuple[str, ...]
@@ -280,6 +283,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return stored(results)
 
 
+@pytest.mark.fault
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers through /proc")
 @pytest.mark.parametrize("executor", ["processes", RAY], indirect=True)
 def test_a_worker_killed_in_mid_run_changes_nothing(
@@ -299,6 +303,7 @@ def test_a_worker_killed_in_mid_run_changes_nothing(
     assert stored(tmp_path) == undisturbed
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", [RAY])
 def test_a_node_removed_in_mid_run_changes_nothing(
     tmp_path: Path, undisturbed: dict[str, bytes], request: pytest.FixtureRequest, name: str

@@ -229,6 +229,7 @@ def test_clean_follows_no_link_inside_a_run(cli: Cli, tmp_path: Path) -> None:
     assert (notes / "mine.txt").read_text() == "kept"
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_an_attack_that_hangs_is_stopped_and_tried_again(cli: Cli, tmp_path: Path, workers: str) -> None:
     file, trouble = tmp_path / "hanging.py", tmp_path / "trouble"

@@ -205,6 +205,7 @@ def test_the_same_command_twice_at_once_computes_once(cli: Cli, tmp_path: Path) 
     assert any("another process is at the same run" in err for _, err in answers)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("damage", ["cut rows", "flip rows", "cut images", "flip images", "lose images"])
 def test_a_damaged_shard_is_computed_again(cli: Cli, damage: str) -> None:
     words = ("run", "--model", "mnist_bnn", "--attack", "pgd", "--json", *QUICK)
@@ -232,9 +233,8 @@ def descendants(pid: int) -> list[int]:
     return below + [deeper for child in below for deeper in descendants(child)]
 
 
-@pytest.mark.parametrize(
-    ("how", "workers"), [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGINT, 1), (signal.SIGINT, 2)]
-)
+@pytest.mark.fault
+@pytest.mark.parametrize(("how", "workers"), [(signal.SIGKILL, 2), (signal.SIGINT, 1), (signal.SIGINT, 2)])
 def test_a_killed_run_goes_on_to_the_same_figures(
     cli: Cli, tmp_path: Path, how: signal.Signals, workers: int
 ) -> None:
@@ -310,6 +310,7 @@ def test_a_crash_is_an_error_and_never_robust(cli: Cli, tmp_path: Path) -> None:
     assert "2 attacks crashed" in plain.out
 
 
+@pytest.mark.fault
 def test_what_crashed_is_tried_again(cli: Cli, tmp_path: Path) -> None:
     file, trouble = tmp_path / "passing.py", tmp_path / "trouble"
     file.write_text(
@@ -579,6 +580,7 @@ def test_probabilities_for_logits_are_flagged(cli: Cli, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.fault
 def test_a_results_folder_that_cannot_be_written(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "a-file"
     file.write_text("")
@@ -587,6 +589,7 @@ def test_a_results_folder_that_cannot_be_written(cli: Cli, tmp_path: Path) -> No
     assert "cannot write" in answer.complaint
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("limit", [2_000, 60_000])
 def test_a_full_disk_keeps_what_was_finished(cli: Cli, tmp_path: Path, limit: int) -> None:
     words = ("run", "--model", "mnist_bnn", "--attack", "logit_ascent,fgsm", "--json", *QUICK)
