@@ -265,12 +265,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # a header may say anything
         with open(path, "rb") as stream:
             torch_made = stream.read(2) in (b"PK", b"\x80\x02")
         hint = "; torch.save made it: name it .pt" if torch_made else ""
