@@ -99,10 +99,14 @@ def read(path: Path) -> dict[str, Any]:
             raise type(error)(f"{path}: {error}")
     try:
         # JSON has one kind of list, which is a tuple here. The model may still come by its flag.
-        text = json.dumps({"model": "", **document}, default=str)
-        request = TypeAdapter(Request).validate_json(text)
+        text = json.dumps({"model": "", **document}, default=str, ensure_ascii=False)
+        request = TypeAdapter(Request).validate_json(text.encode())
     except ValidationError as error:
         raise RequestError(f"{path}: {_complaint(document, error.errors())}") from None
+    except UnicodeEncodeError:
+        raise RequestError(f"{path}: a character of it is half of one") from None
+    except TypeError as error:
+        raise RequestError(f"{path}: {error}") from None
     except (ValueError, RecursionError):
         raise RequestError(f"{path}: a value that holds itself") from None
     return {key: getattr(request, key) for key in document}
@@ -146,6 +150,9 @@ def _parsed(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise RequestError(f"{path}{line}: no YAML: {getattr(error, 'problem', None) or error}") from error
+    except (ValueError, RecursionError) as error:
+        # Dates that no calendar has, numbers without a digit, lists in lists without end.
+        raise RequestError(f"{path}: no YAML: {error}") from error
 
 
 def _check_keys(path: Path, node: Any) -> None:
