@@ -224,7 +224,8 @@ def device_of(name: str) -> str:
     import torch
 
     try:
-        torch.zeros(1, device=name)
+        # Some devices of torch's hold no numbers.
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"the device {name!r} cannot be used here: {first}") from error

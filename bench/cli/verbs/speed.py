@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from adversarial_bench.files import write_whole
 from bench.cli.common import (
     adaptive_option,
     build_options,
@@ -102,8 +104,9 @@ def command(
         folder = results / "leaderboards"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "speed.csv").write_text(speed.records(document))
-            (folder / "speed.md").write_text(speed.as_page(document, shown))
+            pages = {"speed.csv": speed.records(document), "speed.md": speed.as_page(document, shown)}
+            for name, text in pages.items():
+                write_whole(folder / name, partial(Path.write_text, data=text))
     if as_json:
         show_json(document)
     else:
