@@ -99,6 +99,11 @@ def test_a_run_remembers_the_flags_and_not_the_file(cli: Cli, tmp_path: Path) ->
         ("- mnist_bnn", "expected keys and values"),
         ("", "expected keys and values"),
         ("model: &m [*m]", "holds itself"),
+        ("model: 2020-13-45", "no YAML: month must be in 1..12"),
+        ("model: mnist_bnn\nparam: {2020-01-01: 1}", "keys must be"),
+        ('model: "\\ud800"', "half of one"),
+        ("model: " + 3000 * "[", "no YAML"),
+        ("model: mnist_bnn\ntimeout: .nan", "no finite number"),
         ("model: mnist_bnn\nattack: pdg", "did you mean pgd"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -224,6 +225,23 @@ def test_a_damaged_shard_is_computed_again(cli: Cli, damage: str) -> None:
     again = cli(*(word for word in words if word != "--json"))
     assert "1 shards computed" in again.err
     assert strip(cli(*words).json) == before
+
+
+@pytest.mark.fault
+def test_a_record_that_was_changed_is_not_believed(cli: Cli) -> None:
+    words = ("run", "--model", "mnist_bnn", "--attack", "pgd,fgsm", *QUICK)
+    folder = Path(cli(*words, "--json").json["path"])
+    receipt = next(file for file in folder.glob("shards/*") if "native/pgd" in file.read_text())
+    receipt.write_text(receipt.read_text().replace("native/pgd", "native/pgb"))
+    assert "is damaged" in cli("leaderboard").complaint
+    assert "1 shards computed, 1 taken" in cli(*words).err
+    document = folder / "run.json"
+    whole = document.read_text()
+    document.write_text(whole.replace(f'"{receipt.stem.partition("-")[0]}"', f'"{16 * "0"}"'))
+    assert "no shard of 1 of its 2 cells" in cli("leaderboard").complaint
+    assert "0 shards computed, 2 taken" in cli(*words).err
+    assert json.loads(document.read_text())["cells"] == json.loads(whole)["cells"]
+    assert cli("leaderboard").code == 0
 
 
 def descendants(pid: int) -> list[int]:
@@ -540,6 +558,8 @@ SOFTMAX = (
         (["--model", "mnist_bnn", "--targets", "12"], "class from 0 to 9"),
         (["--model", "mnist_bnn", "--preset", "homework"], "preset"),
         (["--model", "mnist_bnn", "--device", "cuda:7"], "cuda:7"),
+        (["--model", "mnist_bnn", "--device", "meta"], "cannot be used here"),
+        (["--model", "mnist_bnn", "--timeout", "nan"], "no finite number"),
         (["--model", "mnist_bnn", "--weights", "absent.safetensors"], "absent.safetensors"),
         (["--model", "mnist_bnn", "--attak", "pgd"], "--attack"),
         (["--model", ""], "bench list models"),
