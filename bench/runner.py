@@ -383,7 +383,7 @@ def compute(task: Task) -> Outcome:
     """One shard, from its task alone: the same in every process.
 
     Where the model's weights are others after the attack, every sample is an error, judged by the model as
-    it was. Raises UserError where they change without an attack, too.
+    it was. Raises UserError where they change without an attack, too, and where its files are others by now.
     """
     cell = task.cell
     model = averaged(cell.model, task.build, cell.device, cell.eot)
@@ -394,6 +394,10 @@ def compute(task: Task) -> Outcome:
     if task.given_up or task.shown is not None:
         raise _restless(cell.model)
     load_model.cache_clear()
+    if fingerprint(averaged(cell.model, task.build, cell.device, cell.eot)) != before:
+        raise UserError(
+            f"the files of the model {cell.model} were changed in mid-run; the same command begins anew"
+        )
     return compute(replace(task, given_up=CHANGED))
 
 

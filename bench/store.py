@@ -13,7 +13,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -233,26 +233,26 @@ class RunFolder:
         try:
             asked = {name: value for name, value in found["spec"].items() if name != "command"}
             named = str(found["id"]).rpartition("-")[2] == digest(SCHEMA, asked)[:10]
-            wanted = {"fingerprints": dict, "cells": dict, "status": str}
-            wrong = [name for name, kind in wanted.items() if not isinstance(found[name], kind)]
-            wrong += [name for name in ("models", "samples", "weights", "eps") if name not in asked]
-        except (KeyError, AttributeError, TypeError) as error:
+            wrong = _wrong(found)
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise StoreError(f"{self.path / 'run.json'} is damaged: {reason}") from error
         if wrong:
-            raise StoreError(f"{self.path / 'run.json'} is damaged: it lacks {', '.join(wrong)}")
+            raise StoreError(f"{self.path / 'run.json'} is damaged: {', '.join(wrong)}")
         if not named:
             raise StoreError(f"{self.path / 'run.json'} was changed: its id is not the hash of its spec")
         return found
 
     def says(self, document: dict[str, Any]) -> bool:
-        """Does run.json say of a finished run's cells and models what this document does?"""
-        parts = ("id", "fingerprints", "model_flags", "cells")
+        """Is run.json that of a finished run of the same models and cells as this document's?"""
         try:
             found = self.document()
         except StoreError:
             return False
-        return found["status"] == "done" and all(found.get(part) == document[part] for part in parts)
+        same = found["fingerprints"] == document["fingerprints"] and set(found["cells"]) == set(
+            document["cells"]
+        )
+        return same and found["status"] == "done"
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A stored JSON document. Raises StoreError where it is missing or damaged."""
@@ -313,6 +313,30 @@ class RunFolder:
             f"{self.files(name)[1]} is damaged, or of an older version; "
             "the run's own command computes it again"
         )
+
+
+def _wrong(document: dict[str, Any]) -> list[str]:
+    """The parts of a run.json that are of another kind than readers take them for; its spec has a hash.
+
+    Raises KeyError, AttributeError, TypeError or ValueError for parts that are missing, or worse.
+    """
+    spec, stamp, workers = document["spec"], document["stamp"], document.get("workers", 1)
+    json.dumps(stamp, allow_nan=False)
+    right = {
+        "spec": {"models", "samples", "weights", "eps"} <= set(spec) and isinstance(spec["command"], str),
+        **{part: _texts(document[part].values()) for part in ("fingerprints", "cells")},
+        "model_flags": all(isinstance(f, list) and _texts(f) for f in document["model_flags"].values()),
+        "status": isinstance(document["status"], str),
+        "workers": isinstance(workers, int) and workers > 0,
+        "stamp": isinstance(stamp["versions"], dict)
+        and isinstance(stamp["commit"] or "", str)
+        and {"python", "dirty", "device", "cores", "time"} <= set(stamp),
+    }
+    return [part for part, is_right in right.items() if not is_right]
+
+
+def _texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def label_rows(rows: pd.DataFrame, cell: Cell, seconds: float | Sequence[float]) -> pd.DataFrame:

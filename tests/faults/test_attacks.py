@@ -171,6 +171,17 @@ def test_a_model_that_changes_while_it_is_attacked(
     assert stored(tmp_path / "results") == stored(tmp_path / "undisturbed")
 
 
+def test_a_model_whose_file_is_edited_in_mid_run_ends_it(cli: Cli, tmp_path: Path, trouble: Path) -> None:
+    file = tmp_path / "model.py"
+    edit = f"open({str(file)!r}, 'a').write('\\n# another network')"
+    file.write_text(HEAD.format(trouble=str(trouble), when=ATTACKED, what=edit))
+    trouble.touch()
+    answer = cli("run", "--model", f"{file}:build", "--attack", "fgsm", "--samples", "40", "--workers", "1")
+    assert answer.code == 2
+    assert "were changed in mid-run" in answer.complaint
+    assert stored(tmp_path / "results") == {}
+
+
 @pytest.mark.parametrize("when", ["x.requires_grad", "not x.requires_grad"])
 def test_a_model_that_changes_whatever_is_asked_of_it_is_refused(
     cli: Cli, tmp_path: Path, trouble: Path, when: str
