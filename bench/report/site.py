@@ -290,7 +290,13 @@ def _model(model: str, report: Report) -> dict[str, Any]:
     for found in report.audits:
         if found["fingerprint"] in weights:
             with suppress(KeyError, TypeError):
-                audits.append({"document": found, "tables": audit_tables(Audit.of(found))})
+                audits.append(
+                    {
+                        "document": found,
+                        "threat": threat_name(found["norm"], found["eps"]),
+                        "tables": audit_tables(Audit.of(found)),
+                    }
+                )
     learnt = []
     with suppress(UserError):
         learnt = [recipe_table(model, manifest(model)), curve_table(model, manifest(model))]
