@@ -34,7 +34,7 @@ def seed_of(*parts: Any) -> int:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     sha = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             sha.update(chunk)
     return sha.hexdigest()

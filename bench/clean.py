@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from adversarial_bench.errors import UserError
-from bench.status import plan_of
-from bench.store import RunFolder, StoreError, find, folders
+from bench.locks import Presence
+from bench.status import plan_of, who
+from bench.store import RunFolder, StoreError, find, folders, modified, remove_folder
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -36,7 +36,7 @@ class Removal:
 
     @property
     def bytes(self) -> int:
-        return sum(file.lstat().st_size for file in self.files)
+        return sum((file.lstat() if file.is_symlink() else file.stat()).st_size for file in self.files)
 
     @property
     def extent(self) -> str:
@@ -86,13 +86,12 @@ def removals(results: Path, named: Sequence[str], asked: Asked) -> tuple[list[Re
         if not _inside(folder, results):
             kept.append(f"{name}: it is a link, or lies outside {results}")
             continue
-        with folder.idle() as idle:
-            if not idle:
-                kept.append(f"{name}: {_who(folder)} is computing it")
-            elif not named and not removal.shards and name in published:
-                kept.append(f"{name}: the leaderboard rests on it; name it to remove it")
-            else:
-                found.append(removal)
+        if driver := who(folder):
+            kept.append(f"{name}: {driver}, is computing it")
+        elif not named and not removal.shards and name in published:
+            kept.append(f"{name}: the leaderboard rests on it; name it to remove it")
+        else:
+            found.append(removal)
     return found, kept
 
 
@@ -101,7 +100,8 @@ def _judged(folder: RunFolder, asked: Asked) -> Removal | None:
     shards: tuple[str, ...] = ()
     if asked.older_than is not None:
         stamped = folder.path / "run.json"
-        age = time.time() - (stamped if stamped.exists() else folder.path).stat().st_mtime
+        written = [stamped] if stamped.exists() else Removal(folder, "").files
+        age = time.time() - max(map(modified, written), default=0.0)
         if age < asked.older_than:
             return None
         reasons.append(f"last computed {age / UNITS['d']:.1f} days ago")
@@ -128,13 +128,6 @@ def _current(folder: RunFolder, names: set[str]) -> set[str]:
     return {name for name in names & planned if folder.receipt(name) is not None}
 
 
-def _who(folder: RunFolder) -> str:
-    driver = folder.driver()
-    if driver is None:
-        return "another process"
-    return f"pid {driver['pid']} on {driver['host']}, since {driver['started']},"
-
-
 def _published(results: Path) -> set[str]:
     """The runs that the leaderboard of the store rests on."""
     try:
@@ -156,8 +149,8 @@ def _inside(folder: RunFolder, results: Path) -> bool:
 def remove(removal: Removal) -> None:
     """Removes what a removal names. Raises StoreError where that is not allowed, or the run goes on."""
     folder = removal.folder
-    with folder.idle() as idle:
-        if not idle:
+    with Presence(folder, cleaning=True) as cleaner:
+        if cleaner.others():
             raise StoreError(f"{folder.path.name} is being computed by now", 1)
         try:
             if removal.shards:
@@ -167,6 +160,6 @@ def remove(removal: Removal) -> None:
             else:
                 # A folder that is half gone must not pass for a run.
                 (folder.path / "run.json").unlink(missing_ok=True)
-                shutil.rmtree(folder.path)
+                remove_folder(folder.path)
         except OSError as error:
             raise StoreError(f"cannot remove {folder.path}: {error.strerror or error}", 1) from error

@@ -44,7 +44,8 @@ class Pace:
             if found is None or found["errors"] or found["cell"]["source"] is not None:
                 continue
             try:
-                samples = read_metadata(folder.files(name)[1]).num_rows
+                with folder.files(name)[1].open("rb") as table:
+                    samples = read_metadata(table).num_rows
             except (OSError, ValueError):
                 continue
             for model in (found["cell"]["model"], ""):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import zoo
 from bench.audit import verdicts
 from bench.executors import HERE, Executor
+from bench.locks import POLL, Presence
 from bench.plan import Task, slice_ids, tasks_in
 from bench.runner import adaptivity, averaged, examine, halves, load_data, load_model
 from bench.spec import RunSpec
@@ -36,7 +38,7 @@ class Run:
     computed: int = 0
     """Shards computed by this call."""
     reused: int = 0
-    """Shards that were in the store."""
+    """Shards that were in the store, or that others made meanwhile."""
     universal: list[dict[str, Any]] = field(default_factory=list)
     """PA2's universal test, where `native/noise` was run: see `bench.universal`."""
     certificates: dict[Threatened, Certificate] = field(default_factory=dict)
@@ -68,7 +70,7 @@ class Progress:
     """Samples of the whole run, and those already stored."""
     advance: Callable[[Task, int], None] = lambda task, samples: None
     waiting: Callable[[], None] = lambda: None
-    """Another process is at the same run."""
+    """What is left is with other drivers."""
     certify: Callable[[str, int, int], None] = lambda what, done, total: None
     """What is being certified, the samples done and their number."""
 
@@ -102,11 +104,13 @@ def perform(spec: RunSpec, results: Path, executor: Executor = HERE, progress: P
     fingerprints, flags = examined(spec)
     tasks = tasks_in(spec, fingerprints)
     folder = RunFolder(results, spec.id)
-    with folder.lock(progress.waiting):
+    with Presence(folder, waiting=progress.waiting) as driver:
         audits = list(verdicts.stored(results))
         run = Run(spec, folder, folder.rows([]), flags, fingerprints=fingerprints, audits=audits)
         cells = {task.cell.key: task.cell for task in tasks}
-        stored = folder.stored(tasks, folder.adopt)
+        # A transfer that is here although its images are to be made anew is none.
+        older = {task.name: folder.receipt(task.name) for task in tasks if task.source_name}
+        stored = folder.stored(tasks)
         missing = any(task.name not in stored for task in tasks)
         if missing:
             executor.start(len(tasks))
@@ -123,43 +127,70 @@ def perform(spec: RunSpec, results: Path, executor: Executor = HERE, progress: P
         }
         if missing:
             folder.write_json("run.json", document)
-        run.reused = len(stored)
         done = sum(len(task.ids) for task in tasks if task.name in stored)
         progress.begin(sum(len(task.ids) for task in tasks), done)
+
+        def finished(task: Task, before: list[RunFolder]) -> bool:
+            """Is the shard here by now, or with somebody who had it before?"""
+            if task.source_name:
+                return folder.receipt(task.name) != older[task.name] and folder.has(task.name)
+            known = [stored[task.name]] if task.name in stored else []
+            return folder.has(task.name) or folder.copy(task.name, [*known, *before])
+
+        def free(todo: list[Task]) -> Iterator[Task]:
+            """Tasks that are nobody's, as workers are free for them."""
+            for task in list(todo):
+                mine, before = driver.take(task.name)
+                if finished(task, before):
+                    todo.remove(task)
+                    if task.name not in stored:
+                        progress.advance(task, len(task.ids))
+                elif mine:
+                    todo.remove(task)
+                    # Read now: the images of all transfers together may not fit into memory.
+                    source = task.source_name
+                    yield replace(task, shown=folder.images_file(source).read_bytes()) if source else task
+
         for shown in (False, True):
-            # Read as workers are free for them: the images of all transfers together may not fit into memory.
-            todo = (
-                replace(task, shown=folder.images_file(task.source_name).read_bytes())
-                if task.source_name
-                else task
+            todo = [
+                task
                 for task in tasks
-                if task.name not in stored and (task.source_name is not None) == shown
-            )
-            for task, outcome in executor.execute(todo):
-                folder.write(task, outcome)
-                run.computed += 1
-                progress.advance(task, len(task.ids))
+                if stored.get(task.name) is not folder and (task.source_name is not None) == shown
+            ]
+            waits = False
+            while todo:
+                for task, outcome in executor.execute(free(todo)):
+                    folder.write(task, outcome)
+                    if (outcome.rows["status"] == "error").any():
+                        driver.release(task.name)
+                    run.computed += 1
+                    progress.advance(task, len(task.ids))
+                if todo:
+                    if not waits:
+                        progress.waiting()
+                    waits = True
+                    time.sleep(POLL)
+        run.reused = len(tasks) - run.computed
         if run.computed or not folder.says(document):
             folder.write_json("run.json", {**document, "status": "done"})
         for task in tasks:
             if task.cell.attack == "native/noise" and task.source_name is None:
                 run.universal.append(_universal(task, folder))
-    run.rows = folder.rows([task.name for task in tasks])
-    if spec.certify:
-        # scipy's statistics take a second to import.
-        from bench.certify.certificate import certify_run
+        run.rows = folder.rows([task.name for task in tasks])
+        if spec.certify:
+            # scipy's statistics take a second to import.
+            from bench.certify.certificate import certify_run
 
-        with folder.lock(progress.waiting):
-            run.certificates = certify_run(spec, fingerprints, run.rows, folder, progress.certify)
+            run.certificates = certify_run(spec, fingerprints, run.rows, folder, driver, progress.certify)
     return run
 
 
 def _universal(task: Task, folder: RunFolder) -> dict[str, Any]:
     """The universal test on a shard of `native/noise`: a hundred forward passes, made anew each time."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     cell = task.cell
-    made = load_file(folder.images_file(task.name))
+    made = load(folder.images_file(task.name).read_bytes())
     images, labels = load_data(cell.dataset)
     found = cross_apply(
         averaged(cell.model, task.build, cell.device, cell.eot),

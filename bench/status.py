@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adversarial_bench.errors import UserError
+from bench.locks import present
 from bench.pace import Left, Pace
 from bench.plan import Task, tasks_in
 from bench.render.table import Table, duration, number
@@ -49,14 +50,12 @@ def plan_of(folder: RunFolder) -> list[Task]:
 
 def status_of(folder: RunFolder, pace: Pace) -> Status:
     """Where a run stands, by what its receipts say; the run and `bench verify` read the files behind them."""
-    with folder.idle() as idle:
-        driver = None if idle else folder.driver() or {"host": "?", "pid": "?", "started": "?"}
-    who = f"{driver['host']}, pid {driver['pid']}, since {driver['started']}" if driver else ""
+    driver = who(folder)
     try:
         tasks = plan_of(folder)
     except UserError as error:
         state = "running" if driver else "done" if folder.finished() else "stopped"
-        return Status(folder, state, driver=who, problem=str(error))
+        return Status(folder, state, driver=driver, problem=str(error))
     receipts = {task.name: folder.receipt(task.name) for task in tasks}
     shards = tuple(
         (task, MISSING if (found := receipts[task.name]) is None else FAILED if found["errors"] else DONE)
@@ -75,7 +74,14 @@ def status_of(folder: RunFolder, pace: Pace) -> Status:
         state = "errors" if FAILED in states else "done"
     workers = document.get("workers", 1)
     todo = [task for task, state in shards if state != DONE]
-    return Status(folder, state, shards, pace.left(todo, workers), who, workers)
+    return Status(folder, state, shards, pace.left(todo, workers), driver, workers)
+
+
+def who(folder: RunFolder) -> str:
+    """Who is at a run; empty for nobody."""
+    return "; ".join(
+        f"{each['host']}, pid {each['pid']}, since {each['started']}" for each in present(folder)
+    )
 
 
 def table(found: Sequence[Status]) -> Table:

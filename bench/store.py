@@ -1,25 +1,26 @@
 """The results store: a folder per run; a shard is a Parquet file of rows and one of images.
 
 A shard counts as computed when its receipt `shards/NAME.json` stands, which is written last, and both
-files have the hashes that it records; anything else is computed again.
+files have the hashes that it records; anything else is computed again. A store is a folder, or a URL of
+any file system that fsspec knows.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import math
 import os
-import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from adversarial_bench.errors import UserError, unknown
 from adversarial_bench.files import write_whole
@@ -42,17 +43,24 @@ class StoreError(UserError):
         self.exit_code = exit_code
 
 
-DRIVER = ".driver.json"
 ROWS = 2
 """Of a shard's columns; raised with them. Shards of another number are computed again."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    # By default, s3fs is patient for minutes with a server that does not answer.
+    protocol: {"config_kwargs": {"connect_timeout": 5, "retries": {"max_attempts": 2}}}
+    for protocol in ("s3", "s3a")
+}
+"""Of file systems, by protocol; where they are and who may use them are for the environment to say."""
 CELL_COLUMNS = ("model", "attack", "norm", "eps", "goal", "dataset", "source", "cell", "seconds")
 
 
 class RunFolder:
     """`results/runs/ID`: `run.json`, `samples/*.parquet`, `adv/*.safetensors`, `shards/*.json`."""
 
-    def __init__(self, results: Path, run_id: str) -> None:
-        self.path = results / "runs" / run_id
+    def __init__(self, results: Path, run_id: str, path: Path | None = None) -> None:
+        """`path`: where the run lies, if it is not in the store's `runs`."""
+        self.results, self.id = results, run_id
+        self.path = path or results / "runs" / run_id
         self.samples = self.path / "samples"
         self.adversarial = self.path / "adv"
         self.receipts = self.path / "shards"
@@ -65,68 +73,6 @@ class RunFolder:
             probe = self.path / f".probe-{os.getpid()}"
             probe.write_bytes(b"x")
             probe.unlink()
-
-    @contextmanager
-    def lock(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Held while a run is computed: the same command twice at once waits instead of racing.
-
-        `waiting` is called first where another process holds it. Who holds it stands beside it, for people.
-        """
-        from filelock import FileLock, Timeout
-
-        self.create()
-        with writing(self.path):
-            lock = FileLock(self.path / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                waiting()
-                lock.acquire()
-                # Whoever held it may have been cleaning up.
-                self.create()
-        try:
-            started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            self.write_json(DRIVER, {"host": platform.node(), "pid": os.getpid(), "started": started})
-            yield
-        finally:
-            (self.path / DRIVER).unlink(missing_ok=True)
-            lock.release()
-
-    @contextmanager
-    def idle(self) -> Iterator[bool]:
-        """Is nobody computing this run? Nobody can begin to while this is held.
-
-        The system takes a lock from a process that ends, however it ends, so that no pid is asked for, which
-        another process may have by now. Where a run's driver was on another host, and has not said that it
-        ended, the answer is no: a lock need not reach from there to here.
-        """
-        from filelock import FileLock, Timeout
-
-        if not (self.path / ".lock").exists():
-            yield True
-            return
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        except OSError:
-            # A store that may only be read has nothing but the word of whoever computes it.
-            yield self.driver() is None
-            return
-        try:
-            yield (self.driver() or {"host": platform.node()})["host"] == platform.node()
-        finally:
-            lock.release()
-
-    def driver(self) -> dict[str, Any] | None:
-        """Host, pid and start time (UTC) of who computes this run, or was killed while it did."""
-        try:
-            found = self.read_json(DRIVER)
-            return found if {"host", "pid", "started"} <= set(found) else None
-        except StoreError:
-            return None
 
     def images_file(self, name: str) -> Path:
         """A shard's adversarial images."""
@@ -153,42 +99,47 @@ class RunFolder:
     def whole(self, name: str) -> dict[str, Any] | None:
         """What a whole shard records of itself; None where it is missing, damaged or older."""
         found = self.receipt(name)
+        if found is None:
+            return None
         images, rows, _ = self.files(name)
         try:
             hashes = (file_digest(images), file_digest(rows))
         except OSError:
             return None
-        return found if found and hashes == (found["images_sha256"], found["rows_sha256"]) else None
+        return found if hashes == (found["images_sha256"], found["rows_sha256"]) else None
 
     def has(self, name: str) -> bool:
         """Is this shard here, whole and without a crash? One that crashed is tried again."""
         receipt = self.whole(name)
         return receipt is not None and receipt["errors"] == 0
 
-    def donor(self, name: str) -> RunFolder | None:
-        """Another run of this store that has computed the same shard."""
-        for receipt in sorted(self.path.parent.glob(f"*/shards/{name}.json")):
-            other = RunFolder(self.path.parent.parent, receipt.parent.parent.name)
+    def copy(self, name: str, runs: Iterable[RunFolder]) -> bool:
+        """Takes the shard from the first of these runs that has it, if one has."""
+        for other in runs:
             if other.path != self.path and other.has(name):
-                return other
-        return None
+                with writing(self.path):
+                    for source, target in zip(other.files(name), self.files(name)):
+                        write_whole(target, partial(Path.write_bytes, data=source.read_bytes()))
+                return True
+        return False
 
-    def adopt(self, name: str) -> bool:
-        """Takes the shard from another run that has it, if one has."""
-        donor = self.donor(name)
-        if donor is None:
-            return False
-        with writing(self.path):
-            for source, target in zip(donor.files(name), self.files(name)):
-                write_whole(target, partial(shutil.copyfile, source))
-        return True
-
-    def stored(self, tasks: Sequence[Task], elsewhere: Callable[[str], object]) -> set[str]:
-        """The names of the tasks that need no computing: they are here, or `elsewhere` finds them."""
-        own = (task.name for task in tasks if task.source_name is None)
-        found = {name for name in own if self.has(name) or elsewhere(name)}
-        # A transfer is as good as the images it shows: where those are made anew, so is it.
-        return found | {task.name for task in tasks if task.source_name in found and self.has(task.name)}
+    def stored(self, tasks: Sequence[Task]) -> dict[str, RunFolder]:
+        """Where the tasks are that need no computing: in this run, or in another one of its store."""
+        lying: Mapping[str, list[RunFolder]] | None = None
+        found: dict[str, RunFolder] = {}
+        for task in tasks:
+            if task.source_name is not None:
+                # A transfer is as good as the images it shows: where those are made anew, so is it.
+                if task.source_name in found and self.has(task.name):
+                    found[task.name] = self
+            elif self.has(task.name):
+                found[task.name] = self
+            else:
+                lying = shards_in(self.results) if lying is None else lying
+                other = next((run for run in lying.get(task.name, []) if run.has(task.name)), None)
+                if other is not None:
+                    found[task.name] = other
+        return found
 
     def write(self, task: Task, outcome: Outcome) -> None:
         """Stores a shard: each file written aside and renamed, the receipt last."""
@@ -299,14 +250,13 @@ class RunFolder:
 
     def _shard(self, name: str) -> tuple[dict[str, Any], pyarrow.Table]:
         """A shard's receipt and its rows. Raises StoreError for what is damaged, or of an older version."""
-        from pyarrow import ArrowException, BufferReader
-        from pyarrow.parquet import read_table
+        from pyarrow import ArrowException, BufferReader, parquet
 
         found = self.receipt(name)
         try:
             content = self.files(name)[1].read_bytes()
             if found and hashlib.sha256(content).hexdigest() == found["rows_sha256"]:
-                return found, read_table(BufferReader(content), use_threads=False)
+                return found, parquet.read_table(BufferReader(content), use_threads=False)
         except (OSError, ArrowException):
             pass
         raise StoreError(
@@ -356,6 +306,72 @@ def label_rows(rows: pd.DataFrame, cell: Cell, seconds: float | Sequence[float])
     return rows.assign(**dict(zip(CELL_COLUMNS, values)))
 
 
+def location(text: str) -> Path:
+    """A folder by its path, or by its URL in a file system of fsspec's, which is to answer.
+
+    What lies elsewhere is a UPath, which has the methods of a Path and is no `pathlib.Path`. Raises
+    StoreError for a file system that is not known, not installed or not reached.
+    """
+    if "://" not in text:
+        return Path(text)
+    try:
+        from upath import UPath
+
+        # Others write, too: no list of files may be an old one.
+        found = UPath(text, use_listings_cache=False, **OPTIONS.get(text.partition("://")[0], {}))
+        if found.protocol in ("file", "local"):
+            return Path(found.path)
+        found.fs.info(found.drive or found.anchor)
+    except Exception as error:  # every file system raises its own
+        reason = str(error).strip() or type(error).__name__
+        raise StoreError(f"the store {text} cannot be used: {reason}; {_mend(text, error)}") from error
+    return cast(Path, found)
+
+
+def _mend(text: str, error: Exception) -> str:
+    protocol, _, rest = text.partition("://")
+    if isinstance(error, ImportError):
+        extra = "adversarial-bench[s3]" if protocol in OPTIONS else f"fsspec[{protocol}]"
+        return f"pip install '{extra}'"
+    if isinstance(error, FileNotFoundError):
+        return f"is there a {rest.partition('/')[0]!r} to store anything in?"
+    if isinstance(error, ValueError):
+        return (
+            "--results takes a folder, or the URL of a file system that fsspec knows, as s3://bucket/folder"
+        )
+    return "its address and keys come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID …)"
+
+
+def modified(file: Path) -> float:
+    """When a file was last written, in seconds by the clock of where it lies."""
+    if isinstance(file, Path):
+        return file.stat().st_mtime_ns / 1e9
+    return file.fs.modified(file.path).timestamp()
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder with all that is in it; of a link in it, the link."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder)
+    else:
+        folder.fs.rm(folder.path, recursive=True)
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A Parquet file's rows. Raises OSError or ValueError for what is none."""
+    import pandas as pd
+
+    return pd.read_parquet(io.BytesIO(file.read_bytes()))
+
+
+def shards_in(results: Path) -> dict[str, list[RunFolder]]:
+    """The runs of a store that have a receipt of each shard, in the order of their names."""
+    found: dict[str, list[RunFolder]] = {}
+    for receipt in sorted(results.glob("runs/*/shards/*.json")):
+        found.setdefault(receipt.stem, []).append(RunFolder(results, receipt.parent.parent.name))
+    return found
+
+
 def runs(results: Path) -> list[RunFolder]:
     """Every run of a store, by name."""
     return [RunFolder(results, f.parent.name) for f in sorted(results.glob("runs/*/run.json"))]
@@ -372,12 +388,12 @@ def find(results: Path, wanted: str) -> RunFolder:
     `latest` is the run whose run.json was written last. Raises UnknownNameError for a run that is not
     there and StoreError for a prefix of several.
     """
-    if (Path(wanted) / "run.json").is_file():
-        # An absolute path replaces what it is joined to, so a run may lie anywhere.
-        return RunFolder(results, str(Path(wanted).resolve()))
+    at = location(wanted).resolve()
+    if (at / "run.json").is_file():
+        return RunFolder(at.parent.parent, at.name, at)
     known = {folder.path.name: folder for folder in runs(results)}
     if wanted == "latest" and known:
-        return max(known.values(), key=lambda folder: (folder.path / "run.json").stat().st_mtime_ns)
+        return max(known.values(), key=lambda folder: modified(folder.path / "run.json"))
     matching = [wanted] if wanted in known else [name for name in known if wanted and name.startswith(wanted)]
     if len(matching) > 1:
         raise StoreError(f"{wanted!r} is the beginning of {len(matching)} runs: {', '.join(matching)}")
@@ -401,9 +417,15 @@ def writing(path: Path, exit_code: int = 1) -> Iterator[None]:
     """Turns a failed write into a StoreError that names the place and the mend."""
     from safetensors import SafetensorError
 
+    remote: tuple[type[Exception], ...] = ()
+    if "botocore" in sys.modules:
+        # What s3fs lets pass is no OSError.
+        from botocore.exceptions import BotoCoreError
+
+        remote = (BotoCoreError,)
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, *remote) as error:
         reason = getattr(error, "strerror", None) or error
         mend = "free space, or choose another --results; what was finished is kept"
         raise StoreError(f"cannot write to {path}: {reason}; {mend}", exit_code) from error

@@ -38,7 +38,7 @@ from bench.render.table import Table, number, percent
 from bench.runner import is_randomised, load_data, load_model, samples_of
 from bench.session import Progress
 from bench.spec import SCHEMA
-from bench.store import CELL_COLUMNS, ROWS, RunFolder, StoreError, cell_of, label_rows
+from bench.store import CELL_COLUMNS, ROWS, RunFolder, StoreError, cell_of, label_rows, read_table
 from bench.views import cells, shown_rate, threat_name, worst_cases
 from zoo import PLAIN, Build
 from zoo.registry import fingerprint
@@ -72,7 +72,7 @@ class Shard:
 def read_shard(folder: RunFolder, name: str) -> Shard:
     """A shard whose files are what its receipt says and fit each other. Raises StoreError otherwise."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     images, table = folder.images_file(name), folder.samples / f"{name}.parquet"
     receipt = f"shards/{name}.json"
@@ -95,7 +95,7 @@ def read_shard(folder: RunFolder, name: str) -> Shard:
         if file_digest(path) != expected:
             raise StoreError(f"{where} is damaged: its SHA-256 is not the one in {receipt}")
     try:
-        tensors, rows = load_file(images), pd.read_parquet(table)
+        tensors, rows = load(images.read_bytes()), read_table(table)
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"the files of {receipt} cannot be read: {error}") from error
     wrong = [c for c, kind in KINDS.items() if c not in rows or rows[c].to_numpy().dtype.kind != kind]

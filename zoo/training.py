@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def train(
         optimizer = optimizer_of(recipe, model)
         curve: list[Epoch] = []
         if checkpoint.exists():
-            state = torch.load(checkpoint, weights_only=True)
+            state = torch.load(BytesIO(checkpoint.read_bytes()), weights_only=True)
             if state["identity"] != identity:
                 raise TrainingError(
                     f"{checkpoint} belongs to another recipe; delete it or choose another --out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,11 +23,12 @@ from bench.certify.bounds import NORMS, layers_of, margins, method_of
 from bench.certify.layers import SLACK, NoBoundsError
 from bench.executors import one_thread
 from bench.judge import read
+from bench.locks import POLL, Presence
 from bench.metrics import TOLERANCE, Estimate, attempts, broken_within, rate, threats
 from bench.plan import shards, slice_ids
 from bench.runner import load_data, load_model
 from bench.spec import SCHEMA, RunSpec
-from bench.store import RunFolder, writing
+from bench.store import RunFolder, read_table, writing
 from zoo import Build
 from zoo.models.transforms import noise
 
@@ -148,7 +150,7 @@ def _read(folder: RunFolder, key: str) -> Certificate | None:
         record = json.loads(receipt.read_text())
         if record["rows_sha256"] != file_digest(table):
             return None
-        return Certificate(record["method"], record["reason"], pd.read_parquet(table))
+        return Certificate(record["method"], record["reason"], read_table(table))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -178,11 +180,19 @@ def _found(folder: RunFolder, shard: _Shard) -> Certificate | None:
     if own is not None:
         return own
     for receipt in sorted(folder.path.parent.glob(f"*/certified/{shard.key}.json")):
-        other = _read(RunFolder(folder.path.parent.parent, receipt.parent.parent.name), shard.key)
+        other = _read(RunFolder(folder.results, receipt.parent.parent.name), shard.key)
         if other is not None:
             _write(folder, shard, other)
             return other
     return None
+
+
+def _shared(folder: RunFolder, shard: _Shard, driver: Presence) -> Certificate | None:
+    """A stored certificate, if need be when another driver has made it; None where this one is to."""
+    while (found := _found(folder, shard)) is None and not driver.take(shard.key)[0]:
+        time.sleep(POLL)
+    # It may have been finished between the two.
+    return found or _found(folder, shard)
 
 
 def _joined(parts: Sequence[Certificate]) -> Certificate:
@@ -210,6 +220,7 @@ def certify_run(
     fingerprints: Mapping[str, str],
     rows: pd.DataFrame,
     folder: RunFolder,
+    driver: Presence,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[Threatened, Certificate]:
     """The certificates of every model in every threat model that the run's rows speak of.
@@ -245,11 +256,13 @@ def certify_run(
                     seed=spec.seed,
                     device=spec.device,
                 )
-                part = _found(folder, shard)
+                part = _shared(folder, shard, driver)
                 if part is None:
                     with one_thread():
                         part = _compute(shard, spec.build_of(model), done)
                     _write(folder, shard, part)
+                    if part.rows is None:
+                        driver.release(shard.key)
                 else:
                     done(len(shard.ids))
                 parts.append(part)

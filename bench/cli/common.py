@@ -51,13 +51,28 @@ class Positive(click.FloatRange):
         return found
 
 
+class StorePath(click.Path):
+    """A folder, or a URL of a file system that fsspec knows."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises StoreError for a file system that does not answer."""
+        if isinstance(value, str) and "://" in value:
+            from bench.store import location
+
+            return location(value)
+        return super().convert(value, param, ctx)
+
+
 model_argument = click.argument("model", required=False)
 results_option = click.option(
     "--results",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=lambda: Path(os.environ.get("BENCH_RESULTS", "results")),
+    type=StorePath(),
+    default=lambda: os.environ.get("BENCH_RESULTS", "results"),
     show_default="$BENCH_RESULTS, else ./results",
-    help="The folder that results are stored in.",
+    help="The folder that results are stored in, or its URL: s3://BUCKET/FOLDER.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
@@ -120,7 +135,7 @@ def figure_options(folder: str, what: str) -> Callable[[F], F]:
         click.option("--figure/--no-figure", default=True, show_default=True, help=what),
         click.option(
             "--out",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=StorePath(),
             help=f"The figures' folder.  [default: RESULTS/{folder}]",
         ),
         click.option(
@@ -318,7 +333,7 @@ def progress_bar(doing: str = "attacking") -> Iterator[Progress]:
             bar.update(line, advance=samples, description=f"{what:<40}"[:40])
 
         def waiting() -> None:
-            note("another process is at the same run; waiting for it")
+            note("what is left is with other processes; waiting for them")
 
         def certify(what: str, done: int, total: int) -> None:
             bar.update(line, total=total, completed=done, description=f"{what:<40}"[:40])

@@ -39,7 +39,10 @@ class Slurm(Pool):
         self.folder: Path | None = None
 
     def start(self, shards: int) -> None:
-        """Makes the folder that jobs and driver share, under the results. Raises StoreError."""
+        """Makes the folder that jobs and driver share: under the results, if those are a folder, else here.
+
+        Raises StoreError.
+        """
         if self.folder is not None:
             return
         import submitit
@@ -47,9 +50,10 @@ class Slurm(Pool):
 
         from bench.store import writing
 
-        with writing(self.results, exit_code=2):
-            self.results.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=".jobs-", dir=self.results))
+        shared = self.results if isinstance(self.results, Path) else Path.cwd()
+        with writing(shared, exit_code=2):
+            shared.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=".jobs-", dir=shared))
         self.deadly = (UncompletedJobError,)
         self.executor = submitit.AutoExecutor(self.folder, cluster="local" if self.local else "slurm")
         cards = {} if self.device == "cpu" else {"gpus_per_node": 1}

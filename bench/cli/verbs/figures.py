@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bench.cli.common import (
+    StorePath,
     build_options,
     device_of,
     device_option,
@@ -38,7 +39,7 @@ COLOURS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 @click.option("--list", "listing", is_flag=True, help="List the figures and draw none.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=StorePath(),
     default=Path("figures"),
     show_default=True,
     help="The folder that MODEL-FIGURE.png is written into.",

@@ -279,7 +279,7 @@ def show_plan(spec: RunSpec, results: Path, request: Request, as_json: bool) -> 
     folder, pace = RunFolder(results, spec.id), Pace(results)
     workers = executor_of(request, results).workers
     tasks = tasks_in(spec, examined(spec)[0])
-    stored = folder.stored(tasks, folder.donor)
+    stored = folder.stored(tasks)
     todo = [task for task in tasks if task.name not in stored]
     cells = status.cells(
         [(task, status.DONE if task.name in stored else status.MISSING) for task in tasks], pace

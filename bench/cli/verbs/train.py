@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.common import Positive, json_option, note, results_option, show, show_json
+from bench.cli.common import Positive, StorePath, json_option, note, results_option, show, show_json
 
 if TYPE_CHECKING:
     from zoo.training import Epoch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     help="Bit-identical for the same number.",
 )
 @click.option("--images", type=click.IntRange(1), help="Only the first so many training images.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="[default: RESULTS/train]")
+@click.option("--out", type=StorePath(), help="[default: RESULTS/train]")
 @results_option
 @json_option
 def command(
