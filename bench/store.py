@@ -417,15 +417,15 @@ def writing(path: Path, exit_code: int = 1) -> Iterator[None]:
     """Turns a failed write into a StoreError that names the place and the mend."""
     from safetensors import SafetensorError
 
-    remote: tuple[type[Exception], ...] = ()
+    failures: tuple[type[Exception], ...] = (OSError, SafetensorError)
     if "botocore" in sys.modules:
-        # What s3fs lets pass is no OSError.
         from botocore.exceptions import BotoCoreError
 
-        remote = (BotoCoreError,)
+        # s3fs lets these pass: an endpoint that is gone, a key that has expired.
+        failures += (BotoCoreError,)
     try:
         yield
-    except (OSError, SafetensorError, *remote) as error:
+    except failures as error:
         reason = getattr(error, "strerror", None) or error
         mend = "free space, or choose another --results; what was finished is kept"
         raise StoreError(f"cannot write to {path}: {reason}; {mend}", exit_code) from error
