@@ -58,8 +58,10 @@ class Presence:
         self.record = json.dumps(record) + "\n"
 
     def __enter__(self) -> Presence:
-        # Of whoever was here before: its record is older than this list.
-        partial = [*self.folder.path.rglob("*.partial")] if isinstance(self.file, Path) else []
+        # What those may have left who registered before; of it, whoever comes later has nothing.
+        left = [file for file in self.locks.glob("drivers/*") if _run_of(file) == self.folder.id]
+        if isinstance(self.file, Path):
+            left += self.folder.path.rglob("*.partial")
         with writing(self.locks, exit_code=2):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._begin()
@@ -70,7 +72,7 @@ class Presence:
             if not self.cleaning:
                 self.folder.create()
                 if not self.others():
-                    for file in partial:
+                    for file in left:
                         file.unlink(missing_ok=True)
         except BaseException:
             self._end()
@@ -144,21 +146,27 @@ class Presence:
 def present(folder: RunFolder, but: str = "") -> list[dict[str, Any]]:
     """The records of those at a run: host, pid, started (UTC), and whether it is cleaning.
 
-    A file lock need not reach from another host to this one, so that who came from there is here until it
-    says that it has gone.
+    A file lock need not reach from another host to this one, so that who computes there is here until it says
+    that it has gone.
     """
     locks, found = folder.results / ".locks", []
     for file in sorted(locks.glob("drivers/*.json")):
-        if file.stem.rpartition(".")[0] != folder.id or file.stem == but:
+        if _run_of(file) != folder.id or file.stem == but:
             continue
         try:
             record = json.loads(file.read_text())
-            elsewhere = isinstance(file, Path) and record["host"] != platform.node()
+            elsewhere = (
+                isinstance(file, Path) and record["host"] != platform.node() and not record["cleaning"]
+            )
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if elsewhere or _lives(locks, file.stem):
             found.append(record)
     return found
+
+
+def _run_of(record: Path) -> str:
+    return record.stem.rpartition(".")[0]
 
 
 def _record(locks: Path, name: str) -> Path:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from bench.executors import WorkerError, _given_up
+from bench.locks import Presence
 from bench.plan import Task, tasks_in
 from bench.render.table import duration, size
 from bench.spec import RunSpec
 from bench.status import plan_of
-from bench.store import DRIVER, RunFolder
+from bench.store import RunFolder
 from tests.conftest import Answer
 
 Cli = Callable[..., Answer]
@@ -109,7 +110,7 @@ def test_status_follows_a_run(cli: Cli) -> None:
     (folder.receipts / f"{failed}.json").unlink()
     assert (state(cli)["state"], state(cli)["samples"]["missing"]) == ("stopped", 10)
     assert state(cli)["unknown"] == ["native/fgsm"] or state(cli)["unknown"] == ["native/logit_ascent"]
-    with folder.lock():
+    with Presence(folder):
         (line,) = cli("status").out.splitlines()[3:4]
         found = state(cli, "latest")
     assert found["state"] == "running"
@@ -127,10 +128,11 @@ def test_status_follows_a_run(cli: Cli) -> None:
 def test_a_driver_that_was_killed_is_not_mistaken_for_another_with_its_pid(cli: Cli) -> None:
     folder = stored(cli, "fgsm")
     driver = {"host": platform.node(), "pid": os.getpid(), "started": "2020-01-01T00:00:00+00:00"}
-    folder.write_json(DRIVER, driver)
+    record = folder.results / ".locks" / "drivers" / f"{folder.id}.0123456789ab.json"
+    record.write_text(json.dumps({**driver, "cleaning": False}))
     assert state(cli)["state"] == "done"
     # Nobody can ask another host.
-    folder.write_json(DRIVER, {**driver, "host": "elsewhere"})
+    record.write_text(json.dumps({**driver, "host": "elsewhere", "cleaning": False}))
     assert state(cli)["state"] == "running"
     answer = cli("clean", folder.path.name, "--yes")
     assert "elsewhere" in answer.err
@@ -160,7 +162,7 @@ def test_clean_asks_shows_and_removes_what_is_meant(cli: Cli) -> None:
     assert everything(old.path.parent) == before, "nobody said yes"
     # Conditions narrow each other.
     assert cli("clean", "--older-than", "30d", "--incomplete", "--yes", "--json").json["runs"] == []
-    with old.lock():
+    with Presence(old):
         answer = cli("clean", "--older-than", "30d", "--yes")
         assert f"pid {os.getpid()}" in answer.err
     assert old.finished()

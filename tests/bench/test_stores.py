@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -169,7 +171,9 @@ def test_in_an_object_store_the_silent_are_given_up_by_the_stores_clock(
 
 
 @needs_server
-def test_a_local_clock_that_is_hours_off_changes_nothing(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_clock_that_is_hours_off_changes_nothing(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The server is another process: its clock is right.
     folder = RunFolder(location(f"s3://bench/{uuid4().hex}"), "run")
     with Presence(folder) as driver:
@@ -193,8 +197,12 @@ def test_leftovers_of_a_killed_driver_go_and_those_of_a_live_one_stay(tmp_path: 
     folder.create()
     left = folder.samples / "shard.parquet.0123abcd.partial"
     left.write_text("half")
+    record = tmp_path / ".locks" / "drivers" / "run.0123456789ab.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"host": platform.node(), "pid": 1, "started": "", "cleaning": True}))
     with Presence(folder):
         assert not left.exists()
+        assert not record.exists()
         left.write_text("half")
         with Presence(folder):
             assert left.exists()
