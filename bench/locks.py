@@ -59,9 +59,9 @@ class Presence:
 
     def __enter__(self) -> Presence:
         # What those may have left who registered before; of it, whoever comes later has nothing.
-        left = [file for file in self.locks.glob("drivers/*") if _run_of(file) == self.folder.id]
+        left = [file for file in self.locks.glob("drivers/*.json") if _run_of(file) == self.folder.id]
         if isinstance(self.file, Path):
-            left += self.folder.path.rglob("*.partial")
+            left += [file.with_suffix(".lock") for file in left] + [*self.folder.path.rglob("*.partial")]
         with writing(self.locks, exit_code=2):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._begin()
@@ -155,12 +155,11 @@ def present(folder: RunFolder, but: str = "") -> list[dict[str, Any]]:
             continue
         try:
             record = json.loads(file.read_text())
-            elsewhere = (
-                isinstance(file, Path) and record["host"] != platform.node() and not record["cleaning"]
-            )
+            elsewhere = isinstance(file, Path) and record["host"] != platform.node()
+            unknown = elsewhere and not record["cleaning"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if elsewhere or _lives(locks, file.stem):
+        if unknown or _lives(locks, file.stem):
             found.append(record)
     return found
 

@@ -50,7 +50,8 @@ class Ray(Pool):
         import ray
         from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
-        own: dict[str, Any] = {"num_cpus": self.asked, "object_store_memory": STORE, "include_dashboard": False}
+        own: dict[str, Any] = {"num_cpus": self.asked, "object_store_memory": STORE}
+        own["include_dashboard"] = False
         try:
             ray.init(
                 address=self.address or "local",

@@ -39,7 +39,7 @@ class Slurm(Pool):
         self.folder: Path | None = None
 
     def start(self, shards: int) -> None:
-        """Makes the folder that jobs and driver share: under the results, if those are a folder, else here.
+        """Makes the folder that jobs and driver share: under the results, or, where these are a URL, here.
 
         Raises StoreError.
         """
