@@ -50,8 +50,10 @@ Cases = dict[tuple[str, str, float, str], tuple[WorstCase, dict[str, Any]]]
 """By dataset, norm, radius and model: the worst case that bounds it lowest, and what its run records."""
 
 
-def standings(results: Path) -> list[Standing]:
+def standings(results: Path) -> tuple[list[Standing], list[Attacked]]:
     """Every model in every threat model that a finished run of the store speaks of, `--no-adaptive` aside.
+
+    And under every attack, in the order of their keys, from the largest slice that was run.
 
     Robust accuracy is an upper bound, so a model's entry comes from the run that bounds it lowest, of those
     with `standard` where there are any: the least upper end of the interval, which strong attacks and many
@@ -60,13 +62,16 @@ def standings(results: Path) -> list[Standing]:
     Ranked by worst-case robust accuracy, then by clean accuracy. Raises StoreError for an empty store.
     """
     best: Cases = {}
+    records: Records = {}
     for folder, document in counted(results):
-        enter_cases(best, document, own_rows(folder.rows()))
+        rows = own_rows(folder.rows())
+        enter_cases(best, document, rows)
+        enter_attacks(records, document["id"], rows)
     if not best:
         raise StoreError(
             f"no finished run under {results / 'runs'}; `bench run --model … --attack all` makes one"
         )
-    return ranked(best, list(stored(results)))
+    return ranked(best, list(stored(results))), [records[key] for key in sorted(records)]
 
 
 def enter_cases(best: Cases, document: dict[str, Any], rows: pd.DataFrame) -> list[WorstCase]:
@@ -234,14 +239,6 @@ Records = dict[tuple[str, ...], Attacked]
 """By `Attacked.key`."""
 
 
-def attack_records(results: Path) -> list[dict[str, Any]]:
-    """One flat record per model, attack and threat model, of the largest slice that was run."""
-    found: Records = {}
-    for folder, document in counted(results):
-        enter_attacks(found, document["id"], own_rows(folder.rows()))
-    return [_record(found[key]) for key in sorted(found)]
-
-
 def enter_attacks(found: Records, run: str, rows: pd.DataFrame) -> list[Attacked]:
     """Enters the cells of a run's own rows where no run before had as many samples; returns those."""
     entered = []
@@ -260,7 +257,8 @@ def enter_attacks(found: Records, run: str, rows: pd.DataFrame) -> list[Attacked
     return entered
 
 
-def _record(attacked: Attacked) -> dict[str, Any]:
+def attack_record(attacked: Attacked) -> dict[str, Any]:
+    """What attacks.csv says of a model under an attack."""
     metrics, goal = attacked.metrics, attacked.head["goal"]
     return {
         **dict(zip(("dataset", "model", "attack", "threat", "goal"), attacked.key)),

@@ -1,4 +1,4 @@
-"""Times `bench report` on a store of generated rows, and prints the figures of benchmarks/README.md.
+"""Times `bench leaderboard` and `bench report` on a store of generated rows.
 
 The rows are drawn at random and measure nothing but the report: no model is attacked. The store is otherwise
 as a run would write it, but that only a cell's first shard has images, which is all that a gallery reads: the
@@ -149,8 +149,17 @@ def interactive(page: Path, runs: int = 5) -> float:
     return statistics.median(found)
 
 
+def timed(*words: str) -> None:
+    """Runs a verb, and prints what it took; the peak is that of all verbs so far."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([*BENCH, *words], check=True, capture_output=True)
+    wall, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    print(f"bench {words[0]}: {wall:.1f} s ({spent:.1f} s of processor time), {used.ru_maxrss / 1e6:.2f} GB")
+
+
 def main() -> None:
-    """Prints build time, size and time to interactive."""
+    """Prints what the verbs take, the report's size and its time to interactive."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, default=20)
     parser.add_argument("--attacks", type=int, default=30)
@@ -159,14 +168,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as where:
         results, site = Path(where, "results"), Path(where, "site")
         generate(results, asked.models, asked.attacks, asked.samples)
-        start = time.perf_counter()
-        subprocess.run([*BENCH, "report", "--out", str(site), "--results", str(results)], check=True)
-        wall = time.perf_counter() - start
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
         print(f"{asked.models} models, {asked.attacks} attacks, {asked.samples} samples, generated rows")
-        print(f"built in {wall:.1f} s ({used.ru_utime + used.ru_stime:.1f} s of processor time)")
-        print(f"peak memory {used.ru_maxrss / 1e6:.2f} GB")
+        timed("leaderboard", "--results", str(results))
+        timed("report", "--out", str(site), "--results", str(results))
+        size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
         print(f"size {size / 1e6:.1f} MB in {sum(1 for file in site.rglob('*') if file.is_file())} files")
         if shutil.which("chromium"):
             print(f"first page interactive after {interactive(site / 'index.html'):.2f} s")

@@ -26,7 +26,7 @@ def command(dataset: str | None, threat: str | None, results: Path, as_json: boo
     from bench import leaderboard
     from bench.store import writing
 
-    found = leaderboard.standings(results)
+    found, attacked = leaderboard.standings(results)
     document = leaderboard.document(found)
     folder = results / "leaderboards"
     with writing(folder):
@@ -35,7 +35,7 @@ def command(dataset: str | None, threat: str | None, results: Path, as_json: boo
             "leaderboard.json": json.dumps(document, indent=1, ensure_ascii=False) + "\n",
             "leaderboard.csv": leaderboard.as_csv([leaderboard.flat(entry) for entry in document["entries"]]),
             "leaderboard.md": leaderboard.as_page(found),
-            "attacks.csv": leaderboard.as_csv(leaderboard.attack_records(results)),
+            "attacks.csv": leaderboard.as_csv([leaderboard.attack_record(each) for each in attacked]),
         }
         for name, text in files.items():
             write_whole(folder / name, partial(Path.write_text, data=text))
