@@ -137,7 +137,7 @@ def test_the_bytes_do_not_tell_who_computed(cli: Cli, tmp_path: Path, name: str)
     assert found.err.splitlines()[0] == alone.err.splitlines()[0]
     assert len(stored(tmp_path / "alone")) == 6, "two models, and what one shows the other"
     assert stored(tmp_path / "found") == stored(tmp_path / "alone")
-    assert sorted(os.listdir(tmp_path / "found")) == ["runs"]
+    assert sorted(os.listdir(tmp_path / "found")) == [".locks", "runs"]
 
 
 @pytest.mark.fault
