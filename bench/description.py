@@ -248,7 +248,7 @@ def recipe_table(name: str, manifest: Mapping[str, Any]) -> Table:
     lines = tuple(
         (key, setting(value)) for key, value in flat(manifest["recipe"]).items() if value is not None
     )
-    note = f"again, bit for bit on the same machine and versions: {manifest['command']}"
+    note = f"the recipe again, the same bits each time on one machine, in one version: {manifest['command']}"
     return Table(f"{name} · training recipe", ("what", "value"), lines, note, frozenset({"what", "value"}))
 
 
