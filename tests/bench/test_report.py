@@ -260,7 +260,7 @@ def test_every_run_is_named_with_its_command_and_versions(made: Path) -> None:
     lines = Parsed(made / "site" / "runs.html").records()
     assert len(lines) == 3
     for line in lines:
-        assert line["command"].startswith("bench ")
+        assert line["command"].startswith("bench")
         assert "torch" in line["made with"]
 
 
