@@ -196,10 +196,15 @@ def _panels(
 
 
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """Above the panels, where it hides no line."""
+    """Above the panels, where it hides no line, in as many columns as the figure has room for."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(columns, len(labels))
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    for count in range(min(columns, len(labels)), 0, -1):
+        legend = figure.legend(
+            handles, labels, loc="outside upper center", ncols=count, frameon=False, fontsize=9
+        )
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _style(i: int) -> dict[str, Any]:

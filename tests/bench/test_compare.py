@@ -265,6 +265,14 @@ def test_recipes_show_what_differs_and_nothing_else() -> None:
     assert lines["test accuracy %"][0] == "99.3 [99.1–99.5]"
 
 
+def test_a_legend_is_no_wider_than_its_figure() -> None:
+    curve = manifest("mnist_cnn")["curve"]
+    drawn = figure.training({f"mnist_cnn@some_long_recipe_{i}": curve for i in range(8)}, "caption")
+    (legend,) = drawn.legends
+    assert legend.get_window_extent().width <= drawn.bbox.width
+    assert len(legend.get_texts()) == 16
+
+
 def test_the_same_figure_has_the_same_bytes(tmp_path: Path) -> None:
     manifests = {name: manifest(name)["curve"] for name in ("mnist_cnn", "mnist_cnn_bn")}
     found = curves(two_models(), RADII)
