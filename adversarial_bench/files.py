@@ -30,3 +30,8 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
         raise
     os.replace(aside, target)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes a text as `write_whole` writes a file."""
+    write_whole(target, lambda path: path.write_text(text))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import zoo
-from adversarial_bench.files import write_whole
+from adversarial_bench.files import write_text
 from bench.leaderboard import made_with
 from bench.render.table import Table, as_markdown
 from bench.spec import RunSpec
@@ -40,5 +40,5 @@ def write_page(
     page, text = folder / f"{name}.md", "\n\n".join(parts) + "\n"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(page, lambda path: path.write_text(text))
+        write_text(page, text)
     return page

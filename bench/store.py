@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from adversarial_bench.errors import UserError, unknown
-from adversarial_bench.files import write_whole
+from adversarial_bench.files import write_text, write_whole
 from adversarial_bench.hashing import digest, file_digest
 from bench.plan import Cell, Task
 from bench.spec import SCHEMA
@@ -163,13 +163,13 @@ class RunFolder:
                 "images_sha256": file_digest(images),
                 "rows_sha256": file_digest(table),
             }
-            write_whole(receipt, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+            write_text(receipt, json.dumps(record, indent=1) + "\n")
 
     def write_json(self, name: str, document: dict[str, Any]) -> None:
         """Stores a JSON document under the run, whole or not at all."""
         with writing(self.path):
             text = json.dumps(document, indent=1, default=str) + "\n"
-            write_whole(self.path / name, lambda path: path.write_text(text))
+            write_text(self.path / name, text)
 
     def finished(self) -> bool:
         """Was the run seen through to its end?"""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adversarial_bench.files import write_whole
+from adversarial_bench.files import write_text
 from attacks.core import radius
 from bench.store import writing
 
@@ -22,7 +22,7 @@ def write(document: dict[str, Any], results: Path) -> None:
     text = json.dumps(document, indent=1) + "\n"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / name, lambda path: path.write_text(text))
+        write_text(folder / name, text)
 
 
 def stored(results: Path) -> Iterator[dict[str, Any]]:

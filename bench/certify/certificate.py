@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 import zoo
-from adversarial_bench.files import write_whole
+from adversarial_bench.files import write_text, write_whole
 from adversarial_bench.hashing import digest, file_digest
 from attacks.core import radius
 from attacks.models import logits_of
@@ -171,7 +171,7 @@ def _write(folder: RunFolder, shard: _Shard, found: Certificate) -> None:
             "reason": found.reason,
             "rows_sha256": file_digest(table),
         }
-        write_whole(receipt, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+        write_text(receipt, json.dumps(record, indent=1) + "\n")
 
 
 def _found(folder: RunFolder, shard: _Shard) -> Certificate | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import click
 
-from adversarial_bench.files import write_whole
+from adversarial_bench.files import write_text
 from bench.cli.common import json_option, note, results_option, show, show_json
 
 
@@ -38,7 +37,7 @@ def command(dataset: str | None, threat: str | None, results: Path, as_json: boo
             "attacks.csv": leaderboard.as_csv([leaderboard.attack_record(each) for each in attacked]),
         }
         for name, text in files.items():
-            write_whole(folder / name, partial(Path.write_text, data=text))
+            write_text(folder / name, text)
     chosen = [s for s in found if dataset in (None, s.case.dataset) and threat in (None, s.case.norm)]
     if as_json:
         show_json(leaderboard.document(chosen))

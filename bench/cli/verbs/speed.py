@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from adversarial_bench.files import write_whole
+from adversarial_bench.files import write_text
 from bench.cli.common import (
     adaptive_option,
     build_options,
@@ -106,7 +105,7 @@ def command(
             folder.mkdir(parents=True, exist_ok=True)
             pages = {"speed.csv": speed.records(document), "speed.md": speed.as_page(document, shown)}
             for name, text in pages.items():
-                write_whole(folder / name, partial(Path.write_text, data=text))
+                write_text(folder / name, text)
     if as_json:
         show_json(document)
     else:

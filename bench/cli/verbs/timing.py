@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import click
 
-from adversarial_bench.files import write_whole
+from adversarial_bench.files import write_text
 from bench.cli.common import json_option, note, results_option, show, show_json
 
 
@@ -82,7 +81,7 @@ def command(
     path = results / "timing" / f"{'+'.join(chosen)}.json"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, partial(Path.write_text, data=json.dumps(document, indent=1) + "\n"))
+        write_text(path, json.dumps(document, indent=1) + "\n")
     if as_json:
         show_json(document)
         return
