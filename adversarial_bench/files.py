@@ -24,8 +24,6 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     aside = target.with_name(f"{target.name}.{uuid4().hex[:8]}.partial")
     try:
         write(aside)
-        # safetensors makes files that their owner alone can read; what is stored here is to be shared.
-        aside.chmod(0o644)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

@@ -144,7 +144,7 @@ class RunFolder:
     def write(self, task: Task, outcome: Outcome) -> None:
         """Stores a shard: each file written aside and renamed, the receipt last."""
         import torch
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         rows = outcome.rows
         columns = ("sample_id", "label", "target", "success")
@@ -152,7 +152,8 @@ class RunFolder:
         tensors |= {name: torch.from_numpy(rows[name].to_numpy(copy=True)) for name in columns}
         images, table, receipt = self.files(task.name)
         with writing(self.path):
-            write_whole(images, lambda path: save_file(tensors, path))
+            # Its `save_file` has a file of its own on the way, which a killed process would leave for good.
+            write_whole(images, lambda path: path.write_bytes(save(tensors)))
             write_whole(table, lambda path: rows.to_parquet(path, index=False))
             record = {
                 "schema": ROWS,

@@ -192,7 +192,7 @@ def train(
     attacks each batch where the recipe has an adversary; raises TrainingError where it is missing, and on a
     loss that is not finite, which leaves the checkpoint of the epoch before.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if recipe.adversary is not None and perturb is None:
         raise TrainingError(f"the recipe of {card.name} needs its adversary; `bench train` brings it")
@@ -248,7 +248,7 @@ def train(
         model.load_state_dict(state)
         accuracy = evaluate(model, *test_data)[1]
     weights = out / f"{card.name}.safetensors"
-    write_whole(weights, lambda path: save_file(state, path))
+    write_whole(weights, lambda path: path.write_bytes(save(state)))
     manifest = {
         "model": card.name,
         "sha256": file_digest(weights),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -94,6 +95,30 @@ def test_a_driver_killed_at_any_moment(
     assert again.code == 0, again.err
     assert f"{SHARDS - left} shards computed, {left} taken" in again.err, "a receipt is a promise"
     assert stored(tmp_path) == files
+
+
+def _killed_in_a_write(words: tuple[str, ...], size: int) -> None:
+    import resource
+
+    # Python ignores the signal of a file that may not grow; its default is to end the process on the spot.
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    main(words)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on a file's size")
+def test_a_driver_killed_in_the_middle_of_a_file(cli: Cli, tmp_path: Path) -> None:
+    words = ("run", "--model", "mnist_relu", "--attack", "fgsm", "--samples", "20", "--workers", "1")
+    assert cli(*words, "--results", str(tmp_path / "undisturbed")).code == 0
+    there = (*words, "--results", str(tmp_path / "results"))
+    images = max(len(file) for file in stored(tmp_path / "undisturbed").values())
+    driver = _context().Process(target=_killed_in_a_write, args=(there, images // 2))  # type: ignore[attr-defined]
+    driver.start()
+    driver.join()
+    assert driver.exitcode == -signal.SIGXFSZ
+    assert stored(tmp_path / "results"), "it left half a file"
+    assert cli(*there).code == 0
+    assert stored(tmp_path / "results") == stored(tmp_path / "undisturbed")
 
 
 Mount = Callable[..., None]
