@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 from adversarial_bench.errors import unknown
+from adversarial_bench.plugins import Registry
 from attacks.bisection import PREFIX, Bisected
 from attacks.core import Entry, ParameterError, check_parameter
 
 
 @cache
-def catalogue() -> Mapping[str, Entry]:
-    """Full name to entry. Raises ValueError when two entries claim one name."""
+def catalogue() -> Registry[Entry]:
+    """Full name to entry. Raises ValueError when two of this project's own claim one name."""
     from attacks.catalog import ATTACKS
     from attacks.libraries import art, foolbox
+    from attacks.libraries.adapter import LibraryAttack
+    from attacks.native import Attack
+    from attacks.suite import Suite
 
     found: dict[str, Entry] = {}
     entries: tuple[Entry, ...] = (*ATTACKS, *foolbox.ATTACKS, *art.ATTACKS)
@@ -24,7 +28,12 @@ def catalogue() -> Mapping[str, Entry]:
         if entry.name in found:
             raise ValueError(f"two attacks are called {entry.name}")
         found[entry.name] = entry
-    return found
+    return Registry("attacks", (Attack, Suite, LibraryAttack), found)
+
+
+def origin(name: str) -> str:
+    """The package, with its version, of the plug-in that an attack comes from; empty for an own one."""
+    return catalogue().origin(_full(split(name)[0].removeprefix(PREFIX)))
 
 
 def names(tag: str | None = None) -> list[str]:
@@ -80,10 +89,14 @@ def get(name: str) -> Entry:
     return entry.configured(**parameters) if parameters else entry
 
 
+def _full(name: str) -> str:
+    return name if "/" in name else f"native/{name}"
+
+
 def _named(name: str) -> Entry:
     if name.startswith(PREFIX):
         return Bisected(_named(name.removeprefix(PREFIX)))
-    full = name if "/" in name else f"native/{name}"
+    full = _full(name)
     known = catalogue()
     if full not in known:
         shorts = {n.removeprefix("native/") for n in known}

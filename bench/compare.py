@@ -539,7 +539,7 @@ def compare(
     """
     spec, rows = run.spec, run.attack_rows
     known = [name for name in spec.models if name in zoo.names()]
-    costs = _costs(spec, {name: manifest(name) for name in known})
+    costs = _costs(spec, {name: manifest(name) for name in zoo.names(trained=True) if name in known})
     tested = {name: _right(name, spec) for name in known} if len(known) == len(spec.models) else None
     found = outcomes(rows, spec.eps, tested)
     compared = pairs(found, couples)

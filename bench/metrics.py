@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adversarial_bench.plugins import Registry, complain
 from attacks.core import CONFIDENT, MADE
 
 if TYPE_CHECKING:
@@ -222,6 +223,23 @@ def cell_metrics(rows: pd.DataFrame) -> CellMetrics:
         not_finite=int((judged & (rows["adv_label"] == -1)).sum()),
         blind=int((success & rows["member"].isin(SEARCHES)).sum()),
     )
+
+
+_NONE: Mapping[str, Callable[[pd.DataFrame], float]] = {}
+METRICS = Registry("metrics", Callable, _NONE)
+"""Of plug-ins, each a function of one cell's sample rows; figures beside those that all cells have."""
+
+
+def plugged_metrics(rows: pd.DataFrame) -> dict[str, float]:
+    """What the plug-ins' metrics make of one cell's rows; NaN, and a complaint, for one that cannot."""
+    found = {}
+    for name, metric in METRICS.items():
+        try:
+            found[name] = float(metric(rows.copy()))
+        except Exception as error:  # code of anybody's
+            found[name] = math.nan
+            complain(f"plug-in {METRICS.origin(name)}: metric {name}: {type(error).__name__}: {error}")
+    return found
 
 
 def broken(rows: pd.DataFrame) -> pd.Series:

@@ -14,11 +14,11 @@ import zoo
 from adversarial_bench.errors import unknown
 from adversarial_bench.hashing import digest
 from attacks.core import MADE, Entry, GoalKind, ParameterError, Threat
-from attacks.registry import get, split
+from attacks.registry import get, origin, split
 from bench.render.table import times
 from bench.spec import SCHEMA, RunSpec, SpecError, draws_of
 from zoo import Build
-from zoo.datasets import Dataset, require
+from zoo.datasets import DATASETS, Dataset, require
 
 SHARD = 500
 """Samples of a shard: what a killed run can lose."""
@@ -70,7 +70,7 @@ class Cell:
     attack: str
     parameters: Mapping[str, Any]
     version: str
-    """Of the attack's library."""
+    """Of the attack's library, and of the packages of plug-ins that model, attack and dataset come from."""
     threat: Threat
     goal: GoalKind
     targets: str
@@ -211,6 +211,12 @@ def radii_of(entry: Entry, asked: Mapping[str, Sequence[float]]) -> Sequence[flo
     return asked[entry.norm] if own is None else [own]
 
 
+def _version(spec: RunSpec, model: str, attack: str, entry: Entry) -> str:
+    """What a cell's rows are made with, besides the weights."""
+    packages = {*zoo.origins(model), origin(attack), DATASETS.origin(spec.dataset)} - {""}
+    return " ".join([entry.version, *sorted(packages)])
+
+
 def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
     """Every attack cell of a run, then every transfer cell, in a fixed order."""
     check(spec)
@@ -228,7 +234,7 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
                         weights=fingerprints[model],
                         attack=attack,
                         parameters=final.parameters(),
-                        version=entry.version,
+                        version=_version(spec, model, attack, entry),
                         threat=Threat(entry.norm, eps),
                         goal=kind,
                         targets=(spec.targets or "random") if kind == "targeted" else "",
@@ -249,6 +255,7 @@ def cells_of(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Cell]:
                 shown = replace(
                     cell,
                     model=target,
+                    version=_version(spec, target, cell.attack, configure(spec, cell.attack)),
                     weights=fingerprints[target],
                     eot=draws,
                     source=source,

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adversarial_bench import __version__
+from adversarial_bench import __version__, plugins
 
 PACKAGES = (
     "torch",
@@ -28,8 +28,9 @@ PACKAGES = (
 
 @cache
 def versions() -> dict[str, str | None]:
-    """What figures may depend on: this package's version and those of the libraries that it computes with."""
-    return {"adversarial-bench": __version__, **{package: _version(package) for package in PACKAGES}}
+    """What figures may depend on: the versions of this package, its libraries and the plug-ins."""
+    libraries = {package: _version(package) for package in PACKAGES}
+    return {"adversarial-bench": __version__, **libraries, **plugins.packages()}
 
 
 def _version(package: str) -> str | None:

@@ -11,10 +11,12 @@ from attacks.core import MADE, RADIUS_NORMS, radius
 from bench import distance
 from bench.metrics import (
     DISTANCE,
+    METRICS,
     CellMetrics,
     Estimate,
     WorstCase,
     cell_metrics,
+    plugged_metrics,
     rate,
     threats,
     worst_case,
@@ -62,6 +64,7 @@ def _figures(metrics: CellMetrics, group: pd.DataFrame, norm: str) -> tuple[str,
         number(metrics.forwards_per_sample, 0),
         number(metrics.backwards_per_sample, 0),
         number(float(group["seconds"].sum()), 1),
+        *(number(value, 3) for value in plugged_metrics(group).values()),
     )
 
 
@@ -85,7 +88,7 @@ def attack_tables(rows: pd.DataFrame, flags: dict[str, list[str]]) -> list[Table
             distance = f"med {DISTANCE[str(norm)]}"
             table = Table(
                 f"{model} · {threat} · {_sample(group)}",
-                ("attack", "success %", "robust %", "conf", "≥0.9 %", distance, *COSTS, "flags"),
+                ("attack", "success %", "robust %", "conf", "≥0.9 %", distance, *COSTS, *METRICS, "flags"),
                 tuple(line for _, line in lines),
                 "; ".join(flags.get(str(model), [])),
                 minor=("bwd", "fwd", "s", "≥0.9 %", "conf", distance),
@@ -513,6 +516,7 @@ def _cell_document(run: Run, head: dict[str, Any], group: pd.DataFrame) -> dict[
         "forwards_per_sample": _plain(metrics.forwards_per_sample),
         "backwards_per_sample": _plain(metrics.backwards_per_sample),
         "seconds": round(float(group["seconds"].sum()), 4),
+        "metrics": {name: _plain(value) for name, value in plugged_metrics(group).items()},
         "flags": flags,
     }
 

@@ -2,7 +2,7 @@
 
 from zoo.cards import PLAIN, Build, ModelCard, Recipe
 from zoo.datasets import Dataset, data, describe
-from zoo.registry import card, load, names, takes
+from zoo.registry import card, load, names, origins, takes
 
 __all__ = [
     "PLAIN",
@@ -15,5 +15,6 @@ __all__ = [
     "describe",
     "load",
     "names",
+    "origins",
     "takes",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from adversarial_bench.errors import UserError
+from adversarial_bench.plugins import Registry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -244,7 +245,7 @@ _BNN_PGD = _pgd(0.1, 3, ramp=3, loss="kl")
 # Ink has no radius: a pixel can get what the steps add up to, here 0.5. All of `ink` makes an image white.
 _INK = Adversary("native/ink", None, {"steps": 5, "step_size": 0.1, **_LAST}, ramp=3)
 
-CARDS: dict[str, ModelCard] = {
+_OWN = {
     card.name: card
     for card in (
         _CNN,
@@ -324,3 +325,6 @@ CARDS: dict[str, ModelCard] = {
         ),
     )
 }
+
+CARDS = Registry("models", ModelCard, _OWN)
+"""The zoo's own, which `bench train` makes, and those of plug-ins, whose factory brings their weights."""

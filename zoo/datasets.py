@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from adversarial_bench.errors import UserError, unknown
 from adversarial_bench.hashing import digest, file_digest
+from adversarial_bench.plugins import Registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -235,7 +236,7 @@ _GREY = {"linf": 0.1, "l2": 1.5, "l1": 15.0, "l0": 15}
 NATURAL = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 15}
 """Default radii for natural images in colour."""
 
-DATASETS: dict[str, Dataset] = {
+_OWN = {
     "mnist": Dataset(
         name="mnist",
         shape=(1, 28, 28),
@@ -312,6 +313,9 @@ DATASETS: dict[str, Dataset] = {
         sources={"torchvision": partial(_through_torchvision, "FashionMNIST")},
     ),
 }
+
+DATASETS = Registry("datasets", Dataset, _OWN)
+"""This project's, and those of plug-ins, whose files are named by absolute paths."""
 
 
 def describe(name: str, *, size: tuple[int, int] | None = None, classes: int | None = None) -> Dataset:

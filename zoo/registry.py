@@ -15,7 +15,7 @@ from adversarial_bench.hashing import file_digest
 from zoo.cards import CARDS, Build, ModelCard, ModelError, Recipe
 from zoo.datasets import describe
 from zoo.models import external
-from zoo.transforms import split
+from zoo.transforms import TRANSFORMS, split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +36,12 @@ _DEFAULTS = json.loads(
 def names(*, trained: bool = False) -> list[str]:
     """The zoo's models; with `trained`, those whose weights are shipped."""
     return [name for name in CARDS if not trained or (WEIGHTS / f"{name}.json").exists()]
+
+
+def origins(name: str) -> set[str]:
+    """The packages, with their versions, of the plug-ins that a model and its transforms come from."""
+    base, applied = split(name)
+    return {CARDS.origin(base), *(TRANSFORMS.origin(each.transform.name) for each in applied)} - {""}
 
 
 def card(name: str) -> ModelCard:
@@ -163,7 +169,7 @@ def _load(name: str, build: Build) -> nn.Module:
         model = chosen.build(pretrained=build.pretrained, num_classes=build.num_classes)
     if build.weights is not None:
         _load_weights(model, Path(build.weights), name)
-    elif name in CARDS:
+    elif name in CARDS and not CARDS.origin(name):
         _load_weights(model, _shipped(name), name)
     return model
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adversarial_bench.errors import unknown
+from adversarial_bench.plugins import Registry
 from zoo.cards import ModelError
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What may be done to images before a network sees them; `zoo.models.transforms` does it."""
+    """What may be done to images before a network sees them."""
 
     name: str
     takes: str
@@ -25,9 +26,11 @@ class Transform:
     (EoT). Athalye et al. 2018, §4 (arXiv:1802.00420)."""
     summary: str
     source: str
+    function: str
+    """`module:function` of images (B, C, H, W) and the number, imported when a model is built."""
 
 
-TRANSFORMS = {
+_OWN = {
     each.name: each
     for each in (
         Transform(
@@ -38,6 +41,7 @@ TRANSFORMS = {
             "straight-through",
             "rounded to {:g} bits per channel",
             "feature squeezing, Xu et al. 2018 (arXiv:1704.01155)",
+            "zoo.models.transforms:bit_depth",
         ),
         Transform(
             "jpeg",
@@ -47,6 +51,7 @@ TRANSFORMS = {
             "straight-through",
             "through JPEG of quality {:g}",
             "Dziugaite et al. 2016 (arXiv:1608.00853)",
+            "zoo.models.transforms:jpeg",
         ),
         Transform(
             "median",
@@ -56,6 +61,7 @@ TRANSFORMS = {
             "exact",
             "each pixel the median of a window of side {:g}",
             "feature squeezing, Xu et al. 2018 (arXiv:1704.01155)",
+            "zoo.models.transforms:median",
         ),
         Transform(
             "gaussian",
@@ -65,6 +71,7 @@ TRANSFORMS = {
             "expectation",
             "Gaussian noise of deviation {:g}",
             "randomised smoothing, Cohen et al. 2019 (arXiv:1902.02918)",
+            "zoo.models.transforms:gaussian",
         ),
         Transform(
             "randomresize",
@@ -74,9 +81,11 @@ TRANSFORMS = {
             "expectation",
             "scaled by {:g} to 1 and put anywhere on black, at random",
             "after Xie et al. 2018 (arXiv:1711.01991)",
+            "zoo.models.transforms:random_resize",
         ),
     )
 }
+TRANSFORMS = Registry("transforms", Transform, _OWN)
 """By name. Left out: thermometer codes, which need a network that was trained on them, and total-variation
 minimisation, which solves a problem of its own for each image."""
 
@@ -118,7 +127,10 @@ def split(name: str) -> tuple[str, tuple[Applied, ...]]:
 
 
 def _applied(suffix: str, base: str) -> Applied:
-    transform = next((each for each in TRANSFORMS.values() if suffix.startswith(each.name)), None)
+    # The whole name before a number, so that a plug-in's jpegxl is no jpeg; else one before a bad number.
+    transform = TRANSFORMS.get(suffix.rstrip("0123456789.")) or next(
+        (each for each in TRANSFORMS.values() if suffix.startswith(each.name)), None
+    )
     if transform is None:
         known = [f"+{each.name}{each.example:g}" for each in TRANSFORMS.values()]
         raise unknown("suffix", f"+{suffix}", known)

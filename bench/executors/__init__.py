@@ -86,8 +86,11 @@ def attempt(task: Task, driver: Driver, timeout: float | None = None) -> Outcome
     with suppress(OSError):
         os.chdir(driver.folder)
     try:
+        here = versions()
         other = [
-            f"{name} {version}" for name, version in versions().items() if driver.versions[name] != version
+            f"{name} {here.get(name) or 'missing'}"
+            for name in {**driver.versions, **here}
+            if driver.versions.get(name) != here.get(name)
         ]
         if other:
             raise ExecutorError(f"it has {', '.join(other)}, and the driver other versions")

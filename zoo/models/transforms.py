@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import pkgutil
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,16 +77,6 @@ def random_resize(x: Tensor, least: float) -> Tensor:
     return F.grid_sample(x, grid, align_corners=False)
 
 
-FUNCTIONS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
-    "bitdepth": bit_depth,
-    "jpeg": jpeg,
-    "median": median,
-    "gaussian": gaussian,
-    "randomresize": random_resize,
-}
-"""By the name of the transformation."""
-
-
 class StraightThrough(torch.autograd.Function):
     """change(x, value) forward, the identity's gradient backward: BPDA, Athalye et al. 2018, §4.1."""
 
@@ -104,10 +95,11 @@ class InputTransform(nn.Module):
     def __init__(self, applied: Applied, adaptive: bool = True) -> None:
         super().__init__()
         self.applied = applied
+        self.function = pkgutil.resolve_name(applied.transform.function)
         self.straight_through = adaptive and applied.transform.gradient == "straight-through"
 
     def forward(self, x: Tensor) -> Tensor:
-        function, value = FUNCTIONS[self.applied.transform.name], self.applied.value
+        function, value = self.function, self.applied.value
         return StraightThrough.apply(x, function, value) if self.straight_through else function(x, value)
 
     def extra_repr(self) -> str:

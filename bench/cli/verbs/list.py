@@ -12,8 +12,10 @@ import click
 from bench.cli.common import json_option, show, show_json
 from bench.render.table import Table, times
 
-LISTS = ("models", "attacks", "datasets", "transforms")
+LISTS = ("models", "attacks", "datasets", "transforms", "metrics")
 DETAILS = ("parameters", "presets", "source")
+FROM = "from"
+"""The last column of each: the package of the plug-in; for people, where there is any."""
 
 
 @click.command(epilog="Example:  bench list attacks --tag decision --parameters")
@@ -23,11 +25,12 @@ DETAILS = ("parameters", "presets", "source")
 @click.option("--parameters", is_flag=True, help="Show each attack's parameters, presets and source.")
 @json_option
 def command(what: str, pattern: str | None, tag: str | None, parameters: bool, as_json: bool) -> None:
-    """List models, attacks, datasets, and transforms of a model's images.
+    """List models, attacks, datasets, transforms of a model's images, and the metrics of plug-ins.
 
+    What an installed package adds says `from` which.
     PATTERN is a glob that names must match: `bench list models 'timm:resnet*'` lists timm's.
     """
-    makers = (lambda: _models(pattern), lambda: _attacks(tag), _datasets, _transforms)
+    makers = (lambda: _models(pattern), lambda: _attacks(tag), _datasets, _transforms, _metrics)
     lists = dict(zip(LISTS, makers))
     tables = {name: make() for name, make in lists.items() if what in ("all", name)}
     if pattern is not None:
@@ -40,7 +43,8 @@ def command(what: str, pattern: str | None, tag: str | None, parameters: bool, a
     if "attacks" in tables:
         for column in ("threat", "goals", "tags", "what it is") if parameters else DETAILS:
             tables["attacks"] = tables["attacks"].without(column)
-    show(list(tables.values()))
+    shown = [table for table in tables.values() if table.rows or what != "all"]
+    show([table if any(row[-1] for row in table.rows) else table.without(FROM) for table in shown])
 
 
 def _matching(table: Table, pattern: str) -> Table:
@@ -59,6 +63,7 @@ def _models(pattern: str | None) -> Table:
     import json
 
     import zoo
+    from zoo.cards import CARDS
     from zoo.models import external
     from zoo.registry import WEIGHTS
 
@@ -66,11 +71,14 @@ def _models(pattern: str | None) -> Table:
     lines = []
     for name in external.names(library) if library else zoo.names():
         card, path = zoo.card(name), WEIGHTS / f"{name}.json"
-        accuracy = "not trained" if card.dataset else "–"
+        origin = CARDS.origin(name)
+        accuracy = "not trained" if card.dataset and not origin else "–"
         if path.exists():
             accuracy = f"{100 * json.loads(path.read_text())['test_accuracy']:.2f}"
-        lines.append((name, card.dataset or "any", accuracy, card.gradient, card.source, card.summary))
-    columns = ("model", "dataset", "accuracy %", "gradient", "source", "what it is")
+        lines.append(
+            (name, card.dataset or "any", accuracy, card.gradient, card.source, card.summary, origin)
+        )
+    columns = ("model", "dataset", "accuracy %", "gradient", "source", "what it is", FROM)
     left = frozenset(columns) - {"accuracy %"}
     note = (
         "accuracy on all 10 000 test images; also file.py:factory, a network of your own, timm:NAME, "
@@ -84,8 +92,8 @@ def _attacks(tag: str | None) -> Table:
     from adversarial_bench.errors import unknown
     from attacks.registry import catalogue
 
-    entries = catalogue().values()
-    tags = sorted({t for entry in entries for t in entry.tags})
+    entries = catalogue()
+    tags = sorted({t for entry in entries.values() for t in entry.tags})
     if tag is not None and tag not in tags:
         raise unknown("tag", tag, tags)
     lines = tuple(
@@ -98,11 +106,12 @@ def _attacks(tag: str | None) -> Table:
             _settings(entry.parameters()),
             "; ".join(f"{name}: {_settings(changes)}" for name, changes in entry.presets.items()),
             entry.source,
+            entries.origin(entry.name),
         )
-        for entry in entries
+        for entry in entries.values()
         if tag is None or tag in entry.tags
     )
-    columns = ("attack", "threat", "goals", "tags", "what it is", *DETAILS)
+    columns = ("attack", "threat", "goals", "tags", "what it is", *DETAILS, FROM)
     note = (
         "`bench list attacks --parameters` shows parameters, presets and sources; "
         "min/NAME is the least eps at which NAME succeeds, as in min/native/pgd"
@@ -125,10 +134,11 @@ def _datasets() -> Table:
             str(d.classes),
             ", ".join(f"{name} {split.size}" for name, split in d.splits.items()),
             ", ".join(f"{norm} {radius(eps)}" for norm, eps in d.eps.items()),
+            DATASETS.origin(d.name),
         )
         for d in DATASETS.values()
     )
-    columns = ("dataset", "shape", "classes", "splits", "default eps")
+    columns = ("dataset", "shape", "classes", "splits", "default eps", FROM)
     note = "also imagefolder:PATH, a folder of images per class, and npz:PATH, arrays `images` and `labels`"
     return Table("datasets", columns, lines, note, frozenset(columns) - {"classes"})
 
@@ -137,12 +147,32 @@ def _transforms() -> Table:
     from zoo.transforms import TRANSFORMS
 
     lines = tuple(
-        (f"+{t.name}{t.example:g}", t.takes, t.gradient, t.summary.format(t.example), t.source)
+        (
+            f"+{t.name}{t.example:g}",
+            t.takes,
+            t.gradient,
+            t.summary.format(t.example),
+            t.source,
+            TRANSFORMS.origin(t.name),
+        )
         for t in TRANSFORMS.values()
     )
-    columns = ("suffix", "its number", "gradient", "images are", "source")
+    columns = ("suffix", "its number", "gradient", "images are", "source", FROM)
     note = (
         "behind a model's name, one or several, applied from left to right; gradient: what attacks follow, "
         "unless --no-adaptive says otherwise"
     )
     return Table("transforms", columns, lines, note, frozenset(columns))
+
+
+def _metrics() -> Table:
+    from inspect import getdoc
+
+    from bench.metrics import METRICS
+
+    lines = tuple(
+        (name, (getdoc(metric) or "").partition("\n")[0], METRICS.origin(name))
+        for name, metric in METRICS.items()
+    )
+    columns = ("metric", "what it is", FROM)
+    return Table("metrics", columns, lines, "of each cell's rows, beside its own figures", frozenset(columns))

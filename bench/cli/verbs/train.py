@@ -49,6 +49,8 @@ def command(
     from zoo import datasets, training
 
     card = zoo.card(name)
+    if brought := zoo.origins(name):
+        raise UserError(f"{name} comes from {', '.join(sorted(brought))}, which brings its own weights")
     if name not in zoo.names():
         raise UserError(f"{name} is not a model of the zoo; `bench list models` shows what can be trained")
     recipe = replace(card.recipe, **{key: value for key, value in given.items() if value is not None})
