@@ -88,7 +88,7 @@ def attempt(task: Task, driver: Driver, timeout: float | None = None) -> Outcome
     try:
         here = versions()
         other = [
-            f"{name} {here.get(name) or 'missing'}"
+            f"{name} {here[name]}" if here.get(name) else f"no {name}"
             for name in {**driver.versions, **here}
             if driver.versions.get(name) != here.get(name)
         ]

@@ -353,6 +353,9 @@ def test_a_worker_of_other_versions_computes_nothing() -> None:
     assert isinstance(found, Failure)
     assert f"it has torch {torch.__version__}".split("+")[0] in found.message
     assert found.exit_code == 2
+    lacking = attempt(task, replace(driver, versions={**driver.versions, "a-plug-in": "1.0"}))
+    assert isinstance(lacking, Failure)
+    assert "it has no a-plug-in" in lacking.message
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
