@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from attacks.core import MADE
 from bench.audit.verdicts import nearest, stored, verdict_of
 from bench.distance import median
 from bench.metrics import DISTANCE, CellMetrics, Estimate, WorstCase, cell_metrics, threats, worst_case
-from bench.render.table import Table, as_markdown, number, percent
+from bench.render.table import Table, as_markdown, csv_text, number, percent
 from bench.store import RunFolder, StoreError, runs
 from bench.views import cells, threat_name
 
@@ -282,11 +280,7 @@ def _flat(name: str, estimate: dict[str, Any]) -> dict[str, Any]:
 def as_csv(records: list[dict[str, Any]]) -> str:
     """Records as CSV; a key that a record lacks is left empty."""
     columns = list(dict.fromkeys(key for record in records for key in record))
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return stream.getvalue()
+    return csv_text(columns, ([record.get(column, "") for column in columns] for record in records))
 
 
 def flat(entry: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,15 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from adversarial_bench.errors import UserError
-from bench.render.table import Table, as_text
+from bench.render.table import RENDERERS, Table, file_names, printed, write_parquet
 from bench.request import ExecutorName, Request
 
 if TYPE_CHECKING:
@@ -77,6 +79,50 @@ results_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a verb answers: in what format, and in which folder where it is not to be printed.
+
+    Raises UserError for a format that cannot go there.
+    """
+
+    form: str = "text"
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.form == "parquet" and self.folder is None:
+            raise UserError("--format parquet is not printed: name a folder for the tables by --tables")
+        if self.form == "json" and self.folder is not None:
+            raise UserError("--format json is one document, which is printed; leave out --tables")
+
+
+def output_options(function: F) -> F:
+    """`--format`, `--json` and `--tables`, which a verb gets as its `output`."""
+
+    @click.option(
+        "--format",
+        "form",
+        type=click.Choice([*RENDERERS, "json", "parquet"]),
+        help="Of the tables; JSON is one document with more in it than they show.  [default: text]",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+    @click.option(
+        "--tables",
+        type=StorePath(),
+        help="A folder: write each table there, a file of its own, and print none.",
+    )
+    @wraps(function)
+    def command(*given: Any, form: str | None, as_json: bool, tables: Path | None, **named: Any) -> Any:
+        if as_json and form not in (None, "json"):
+            raise UserError(f"--json is --format json; leave it out, or --format {form}")
+        output = Output("json" if as_json else form or "text", tables)
+        return function(*given, output=output, **named)
+
+    return command  # type: ignore[return-value]
+
+
 seed_option = click.option(
     "--seed", type=int, default=Request.seed, show_default=True, help="Seed of every random draw."
 )
@@ -209,7 +255,7 @@ def slice_options(samples: int) -> Callable[[F], F]:
             help="Seconds that an attack may take for a shard; its samples are errors then.",
         ),
         results_option,
-        json_option,
+        output_options,
     )
 
 
@@ -277,14 +323,35 @@ def executor_of(request: Request, results: Path) -> Executor:
     return Processes(here, timeout, spare=name is None and workers is None)
 
 
-def show(tables: list[Table]) -> None:
-    """Prints tables: rich ones on a terminal, plain text into a pipe."""
-    if not sys.stdout.isatty():
-        click.echo("\n\n".join(as_text(table) for table in tables))
-        return
-    from bench.render.terminal import print_tables
+def show(tables: list[Table], output: Output = Output()) -> None:
+    """Prints tables, rich ones on a terminal, or writes them into the output's folder.
 
-    print_tables(tables)
+    Raises StoreError for a folder that cannot be written to.
+    """
+    if output.folder is not None:
+        _write(tables, output.form, output.folder)
+    elif output.form != "text" or not sys.stdout.isatty():
+        click.echo(printed(tables, output.form))
+    else:
+        from bench.render.terminal import print_tables
+
+        print_tables(tables)
+
+
+def _write(tables: list[Table], form: str, folder: Path) -> None:
+    from adversarial_bench.files import write_whole
+    from bench.store import writing
+
+    ending, render = RENDERERS.get(form, (form, None))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for table, name in zip(tables, file_names(tables)):
+            file = folder / f"{name}.{ending}"
+            if render is None:
+                write_whole(file, partial(write_parquet, table))
+            else:
+                write_whole(file, partial(Path.write_text, data=render(table).rstrip("\n") + "\n"))
+            note(f"written to {file}")
 
 
 def show_json(document: dict[str, Any]) -> None:

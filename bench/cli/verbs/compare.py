@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bench.cli.common import figure_options, note, show, show_json, slice_options
+from bench.cli.common import Output, figure_options, note, show, show_json, slice_options
 from bench.cli.verbs.run import build_spec, check_accuracy, fail_where_due, perform
 from bench.request import Request
 
@@ -33,7 +33,7 @@ def command(
     out: Path | None,
     save: str | None,
     results: Path,
-    as_json: bool,
+    output: Output,
     **flags: Any,
 ) -> None:
     """Compare models on the same images, with paired tests and a figure.
@@ -68,12 +68,13 @@ def command(
     shown = compare.tables(found)
     if save:
         files.append(write_page(folder, save, spec, found.findings, files, shown))
-    if as_json:
+    if output.form == "json":
         show_json({**compare.document(found), "figures": [str(file) for file in files]})
     else:
-        show(shown)
+        show(shown, output)
         for line in found.findings:
-            click.echo("\n" + line)
+            # Beside an export, which is to be read by a program.
+            click.echo("\n" + line, err=output.form != "text")
         note("")
         for file in files:
             note(f"written to {file}")

@@ -8,15 +8,15 @@ from pathlib import Path
 import click
 
 from adversarial_bench.files import write_text
-from bench.cli.common import json_option, note, results_option, show, show_json
+from bench.cli.common import Output, note, output_options, results_option, show, show_json
 
 
-@click.command(epilog="Example:  bench leaderboard --dataset mnist --threat linf")
+@click.command(epilog="Example:  bench leaderboard --dataset mnist --threat linf --format latex")
 @click.option("--dataset", help="Show only this dataset.")
 @click.option("--threat", help="Show only this threat model: linf, l2, ink …")
 @results_option
-@json_option
-def command(dataset: str | None, threat: str | None, results: Path, as_json: bool) -> None:
+@output_options
+def command(dataset: str | None, threat: str | None, results: Path, output: Output) -> None:
     """Write the leaderboards from stored runs.
 
     Ranks models by their worst case over attacks. Writes leaderboard.csv, .json and .md, and attacks.csv,
@@ -39,8 +39,8 @@ def command(dataset: str | None, threat: str | None, results: Path, as_json: boo
         for name, text in files.items():
             write_text(folder / name, text)
     chosen = [s for s in found if dataset in (None, s.case.dataset) and threat in (None, s.case.norm)]
-    if as_json:
+    if output.form == "json":
         show_json(leaderboard.document(chosen))
         return
-    show(leaderboard.tables(chosen))
+    show(leaderboard.tables(chosen), output)
     note(f"\nwritten to {folder}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bench.cli.common import json_option, show, show_json
+from bench.cli.common import Output, output_options, show, show_json
 from bench.render.table import Table, times
 
 LISTS = ("models", "attacks", "datasets", "transforms", "metrics")
@@ -23,8 +23,8 @@ FROM = "from"
 @click.argument("pattern", required=False)
 @click.option("--tag", help="Only attacks with this tag: gradient, score, decision, minimal, slow …")
 @click.option("--parameters", is_flag=True, help="Show each attack's parameters, presets and source.")
-@json_option
-def command(what: str, pattern: str | None, tag: str | None, parameters: bool, as_json: bool) -> None:
+@output_options
+def command(what: str, pattern: str | None, tag: str | None, parameters: bool, output: Output) -> None:
     """List models, attacks, datasets, transforms of a model's images, and the metrics of plug-ins.
 
     What an installed package adds says `from` which.
@@ -35,7 +35,7 @@ def command(what: str, pattern: str | None, tag: str | None, parameters: bool, a
     tables = {name: make() for name, make in lists.items() if what in ("all", name)}
     if pattern is not None:
         tables = {name: _matching(table, pattern) for name, table in tables.items()}
-    if as_json:
+    if output.form == "json":
         show_json(
             {name: [dict(zip(table.columns, row)) for row in table.rows] for name, table in tables.items()}
         )
@@ -44,7 +44,9 @@ def command(what: str, pattern: str | None, tag: str | None, parameters: bool, a
         for column in ("threat", "goals", "tags", "what it is") if parameters else DETAILS:
             tables["attacks"] = tables["attacks"].without(column)
     shown = [table for table in tables.values() if table.rows or what != "all"]
-    show([table if any(row[-1] for row in table.rows) else table.without(FROM) for table in shown])
+    if output.form == "text":
+        shown = [table if any(row[-1] for row in table.rows) else table.without(FROM) for table in shown]
+    show(shown, output)
 
 
 def _matching(table: Table, pattern: str) -> Table:

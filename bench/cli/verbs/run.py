@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli.common import (
+    Output,
     command_line,
     device_of,
     executor_of,
@@ -100,7 +101,7 @@ class _Precision(click.ParamType):  # type: ignore[type-arg]
 @click.option("--certify", is_flag=True, help="Prove a lower bound, too: the share that no attack can break.")
 @click.option("--dry-run", is_flag=True, help="Show what would be computed, and how long; compute nothing.")
 @slice_options(SAMPLES)
-def command(spec: Path | None, dry_run: bool, results: Path, as_json: bool, **flags: Any) -> None:
+def command(spec: Path | None, dry_run: bool, results: Path, output: Output, **flags: Any) -> None:
     """Attack models and show how robust they are.
 
     Every image is judged by the harness itself. Results are stored as they come: the same command
@@ -119,11 +120,11 @@ def command(spec: Path | None, dry_run: bool, results: Path, as_json: bool, **fl
         # The file may be another one tomorrow.
         asked = replace(asked, command=request.command())
     if dry_run:
-        show_plan(asked, results, request, as_json)
+        show_plan(asked, results, request, output)
         return
     if isinstance(request.precision, float):
         asked = precise(asked, request.precision, request, results)
-    finish(perform(asked, results, request), as_json)
+    finish(perform(asked, results, request), output)
 
 
 def build_spec(
@@ -264,7 +265,7 @@ def perform(spec: RunSpec, results: Path, request: Request) -> Run:
         return perform(spec, results, executor, progress)
 
 
-def show_plan(spec: RunSpec, results: Path, request: Request, as_json: bool) -> None:
+def show_plan(spec: RunSpec, results: Path, request: Request, output: Output) -> None:
     """Prints what a run would compute, what of it is stored, and how long it would take; writes nothing."""
     from bench import status
     from bench.pace import Pace
@@ -285,12 +286,12 @@ def show_plan(spec: RunSpec, results: Path, request: Request, as_json: bool) -> 
         [(task, status.DONE if task.name in stored else status.MISSING) for task in tasks], pace
     )
     left = pace.left(todo, workers)
-    if as_json:
+    if output.form == "json":
         summary = {"seconds": left.seconds, "unknown": list(left.unknown), "workers": workers}
         show_json({"schema": 1, "run": spec.id, "cells": cells, **summary})
         return
     counts = f"{len(cells)} cells, {len(tasks)} shards: {len(stored)} stored, {len(todo)} to compute"
-    show([status.cells_table(cells, spec.id, f"{counts}; time with --workers {workers}: {left}")])
+    show([status.cells_table(cells, spec.id, f"{counts}; time with --workers {workers}: {left}")], output)
 
 
 def prepare(spec: RunSpec) -> None:
@@ -304,14 +305,14 @@ def prepare(spec: RunSpec) -> None:
     device_of(spec.device)
 
 
-def finish(run: Run, as_json: bool) -> None:
+def finish(run: Run, output: Output) -> None:
     """Prints a run; ends with 1 where an attack crashed, or broke what was certified."""
     from bench import views
 
-    if as_json:
+    if output.form == "json":
         show_json(views.document(run))
     else:
-        show(views.run_tables(run))
+        show(views.run_tables(run), output)
         computed = f"{run.computed} shards computed, {run.reused} taken from the store"
         note(f"\nstored in {run.folder.path} ({computed})")
     fail_where_due(run)

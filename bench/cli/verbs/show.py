@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from bench.cli.common import (
+    Output,
     build_options,
     device_of,
     device_option,
     eot_option,
-    json_option,
     model_argument,
     named,
+    output_options,
     show,
     show_json,
     weights_option,
@@ -24,7 +25,7 @@ from bench.cli.common import (
 @build_options
 @eot_option
 @device_option
-@json_option
+@output_options
 def command(
     model: str | None,
     weights: str | None,
@@ -33,7 +34,7 @@ def command(
     dataset: str | None,
     eot: int | None,
     device: str,
-    as_json: bool,
+    output: Output,
 ) -> None:
     """Describe a model: layers, training, test accuracy.
 
@@ -46,7 +47,7 @@ def command(
     from zoo import Build
 
     described = describe(name, Build(weights, pretrained, num_classes), dataset, eot, device_of(device))
-    if as_json:
+    if output.form == "json":
         show_json(described)
     else:
-        show(tables(described))
+        show(tables(described), output)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bench.cli.common import figure_options, note, show, show_json, slice_options
+from bench.cli.common import Output, figure_options, note, show, show_json, slice_options
 from bench.cli.verbs.run import SAMPLES, build_spec, fail_where_due, perform
 from bench.request import Request
 
@@ -25,7 +25,7 @@ def command(
     out: Path | None,
     save: str | None,
     results: Path,
-    as_json: bool,
+    output: Output,
     **asked: Any,
 ) -> None:
     """Show one model's adversarial images to another: a source × target matrix per attack.
@@ -55,13 +55,14 @@ def command(
     tables, findings = views.transfer_matrices(rates), views.transfer_findings(rates)
     if save:
         files.append(write_page(folder, save, spec, findings, files, tables))
-    if as_json:
+    if output.form == "json":
         figures = [str(file) for file in files]
         show_json({**views.document(run), "findings": findings, "figures": figures})
     else:
-        show(tables)
+        show(tables, output)
         for line in findings:
-            click.echo("\n" + line)
+            # Beside an export, which is to be read by a program.
+            click.echo("\n" + line, err=output.form != "text")
         for model, flags in run.model_flags.items():
             if flags:
                 note(f"{model}: {'; '.join(flags)}")

@@ -1,0 +1,167 @@
+"""Tables as other programs read them."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet
+import pytest
+
+from bench.metrics import rate
+from bench.render.table import Table, as_csv, as_latex, file_names, percent, plain, printed, write_parquet
+from tests.conftest import Answer
+
+Cli = Callable[..., Answer]
+
+ODD = r"50%_of{a}\b$1^2~#&<|>, [n–m] ×"
+TABLE = Table(
+    "mnist · linf(0.1) · 200 of 10000 test images · clean 98.0 %",
+    ("model", "robust %", "distance", "n", "p", "change", "weights", "left over"),
+    (
+        (
+            'a, "b"',
+            percent(rate(150, 200)),
+            "0.112 [0.105–∞]",
+            "10 000",
+            "1e-05",
+            "+0.4 [-0.2 to +1.1]",
+            "1e5",
+            "–",
+        ),
+        (ODD, "–", "∞", "–", "0.5", "−1.5", "007", "–"),
+        ("[first]", "59.53", "0.110", "7", "1", "–", "NA", "–"),
+    ),
+    "a note of 95 %",
+    frozenset({"model", "weights"}),
+)
+FIGURES = {
+    "robust %": [75.0, math.nan, 59.53],
+    "robust % low": [68.6, math.nan, math.nan],
+    "robust % high": [80.5, math.nan, math.nan],
+    "distance": [0.112, math.inf, 0.11],
+    "distance low": [0.105, math.nan, math.nan],
+    "distance high": [math.inf, math.nan, math.nan],
+    "n": [10000, math.nan, 7],
+    "p": [1e-5, 0.5, 1],
+    "change": [0.4, -1.5, math.nan],
+    "change low": [-0.2, math.nan, math.nan],
+    "change high": [1.1, math.nan, math.nan],
+    "left over": [math.nan] * 3,
+}
+
+
+def _check(found: pd.DataFrame) -> None:
+    assert list(found) == ["model", *[c for c in FIGURES if c != "left over"], "weights", "left over"]
+    assert list(found["model"]) == [row[0] for row in TABLE.rows]
+    assert list(found["weights"]) == ["1e5", "007", "NA"], "words are no numbers"
+    for name, values in FIGURES.items():
+        assert found[name].astype(float).tolist() == pytest.approx(values, nan_ok=True), name
+
+
+def test_csv_read_back_is_the_table() -> None:
+    words = {"model": str, "weights": str}
+    read = {"dtype": words, "keep_default_na": False, "na_values": {name: [""] for name in FIGURES}}
+    _check(pd.read_csv(io.StringIO(as_csv(TABLE)), **read))
+
+
+def test_parquet_read_back_is_the_table(tmp_path: Path) -> None:
+    file = tmp_path / "table.parquet"
+    write_parquet(TABLE, file)
+    found = pyarrow.parquet.read_table(file)
+    _check(found.to_pandas())
+    assert found.schema.metadata == {b"title": TABLE.title.encode(), b"note": TABLE.note.encode()}
+    assert found.schema.field("n").type == "int64"
+
+
+def test_a_table_of_no_rows_is_written(tmp_path: Path) -> None:
+    empty = Table("none", ("model", "n"), ())
+    write_parquet(empty, tmp_path / "none.parquet")
+    assert pd.read_parquet(tmp_path / "none.parquet").shape == (0, 2)
+    assert as_csv(empty) == "model,n\n"
+
+
+def test_a_column_with_a_word_in_it_is_left_as_it_is() -> None:
+    mixed = Table("t", ("model", "time"), (("a", "8 s"), ("b", "3.0 [2.0–4.0]")))
+    assert plain(mixed).rows == mixed.rows
+    shown = Table("t", ("model", "on b"), (("a", "50.0 [10.0–90.0] n=4"), ("b", "–")))
+    assert plain(shown).columns == ("model", "on b", "on b low", "on b high", "on b n")
+    assert plain(shown).rows == (("a", "50.0", "10.0", "90.0", "4"), ("b", "", "", "", ""))
+
+
+def _latex_cells(line: str) -> list[str]:
+    return re.split(r"(?<!\\)&", line.removesuffix(r"\\"))
+
+
+def test_latex_is_escaped_and_aligned() -> None:
+    lines = as_latex(TABLE).splitlines()
+    (begin,) = (line for line in lines if line.startswith(r"\begin{tabular}"))
+    assert begin == r"\begin{tabular}{lr@{ }lr@{ }lrrr@{ }llr}"
+    columns = 11
+    rules = [lines.index(rf"\{rule}") for rule in ("toprule", "midrule", "bottomrule")]
+    assert rules == sorted(rules)
+    (head,) = lines[rules[0] + 1 : rules[1]]
+    assert len(_latex_cells(head)) + head.count(r"\multicolumn{2}") == columns
+    body = lines[rules[1] + 1 : rules[2]]
+    assert [len(_latex_cells(line)) for line in body] == [columns] * 3
+    first = [cell.strip() for cell in _latex_cells(body[0])]
+    assert first[1:3] == ["75.0", "[68.6--80.5]"], "the interval is kept, beside its value"
+    assert first[7:9] == ["0.4".join(["+", ""]), "[$-$0.2 to +1.1]"]
+    assert body[2].startswith("{}["), "or the end of the line before takes it for a length"
+    assert body[1].startswith(
+        r"50\%\_of\{a\}\textbackslash{}b\$1\textasciicircum{}2\textasciitilde{}\#\&"
+        r"\textless{}\textbar{}\textgreater{}, [n--m] $\times$ & -- &"
+    )
+    bare = re.sub(r"\\[%&_#{}$]|\$\\?[\w-]+\$", "", "\n".join(lines))
+    assert not set("%#^~$") & set(bare)
+    assert "\n" not in as_latex(Table("a\nb", ("model",), ())).splitlines()[2]
+
+
+def test_several_tables_in_one_output() -> None:
+    two = [TABLE, Table("b, c", ("model",), (("x",),))]
+    assert printed([TABLE], "csv") + "\n" == as_csv(TABLE)
+    parts = printed(two, "csv").split("\n\n")
+    assert parts[0].startswith("mnist · linf(0.1) · 200")
+    assert parts[1] == '"b, c"\nmodel\nx'
+    assert printed(two, "latex").count(r"\begin{table}") == 2
+    twice = Table("../c/d.py:f", (), ())
+    assert file_names([TABLE, twice, twice]) == ["mnist-linf-0.1", "c-d.py-f", "c-d.py-f-2"]
+
+
+def test_every_format_of_a_verb(cli: Cli, tmp_path: Path) -> None:
+    document = cli("list", "datasets", "--json").json
+    assert cli("list", "datasets", "--format", "json").json == document
+    found = pd.read_csv(io.StringIO(cli("list", "datasets", "--format", "csv").out), dtype=str)
+    assert found.to_dict("records") == document["datasets"]
+    assert cli("list", "datasets", "--format", "markdown").out.startswith("### datasets\n\n| dataset |")
+    assert r"\toprule" in cli("list", "datasets", "--format", "latex").out
+    folder = tmp_path / "tables"
+    answer = cli("list", "--format", "parquet", "--tables", str(folder))
+    assert (answer.code, answer.out) == (0, "")
+    assert {file.name for file in folder.iterdir()} == {
+        f"{name}.parquet" for name in ("models", "attacks", "datasets", "transforms")
+    }
+    assert list(pd.read_parquet(folder / "datasets.parquet")["dataset"]) == list(found["dataset"])
+    cli("list", "transforms", "--tables", str(folder))
+    assert (folder / "transforms.txt").read_text() == cli("list", "transforms").out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--format", "parquet"), "--tables"),
+        (("--format", "csv", "--json"), "--json"),
+        (("--json", "--tables", "x"), "--tables"),
+        (("--format", "xlsx"), "xlsx"),
+    ],
+)
+def test_a_format_that_cannot_be(cli: Cli, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    for verb in (("list",), ("run", "--model", "mnist_bnn"), ("show", "mnist_bnn"), ("leaderboard",)):
+        answer = cli(*verb, *words)
+        assert answer.code == 2
+        assert told in answer.complaint
+    assert not (tmp_path / "results").exists()
