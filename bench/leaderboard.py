@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from bench.views import cells, threat_name
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from bench.robustbench import Reference
 
 
 STAMPED = ("versions", "python", "commit", "dirty", "device", "cores", "time")
@@ -142,12 +144,28 @@ def ranked(best: Cases, audits: list[dict[str, Any]]) -> list[Standing]:
     return found
 
 
-def tables(found: list[Standing]) -> list[Table]:
-    """A table per dataset and threat model."""
-    made = []
-    for key in dict.fromkeys((s.case.dataset, s.case.norm, s.case.eps) for s in found):
-        group = [s for s in found if (s.case.dataset, s.case.norm, s.case.eps) == key]
-        lines = tuple(
+REFERENCES = "RobustBench: as published there, without interval and n; not measured here, and not ranked"
+
+
+def tables(found: list[Standing], references: Sequence[Reference] = ()) -> list[Table]:
+    """A table per dataset and threat model; what others have published stands below what was measured."""
+    columns = (
+        "rank",
+        "model",
+        "clean %",
+        "robust %",
+        "audit",
+        "n",
+        "attacks",
+        "strongest",
+        "weights",
+        "flags",
+    )
+    left = frozenset({"model", "audit", "strongest", "weights", "flags"})
+    lines: dict[str, list[tuple[str, ...]]] = {}
+    noted = set()
+    for s in found:
+        lines.setdefault(f"{s.case.dataset} · {threat_name(s.case.norm, s.case.eps)}", []).append(
             (
                 str(s.rank),
                 s.case.model,
@@ -160,24 +178,28 @@ def tables(found: list[Standing]) -> list[Table]:
                 s.weights,
                 "; ".join(s.flags),
             )
-            for s in group
         )
-        columns = (
-            "rank",
-            "model",
-            "clean %",
-            "robust %",
-            "audit",
-            "n",
-            "attacks",
-            "strongest",
-            "weights",
-            "flags",
+    for r in references:
+        title = f"{r.dataset} · {threat_name(r.norm, r.eps)}"
+        noted.add(title)
+        lines.setdefault(title, []).append(
+            (
+                "–",
+                f"RobustBench: {r.model}",
+                number(r.clean_percent),
+                number(r.robust_percent),
+                "–",
+                "–",
+                "–",
+                r.measured_by,
+                "–",
+                "; ".join(("not measured here", *r.remarks)),
+            )
         )
-        left = frozenset({"model", "audit", "strongest", "weights", "flags"})
-        title = f"{key[0]} · {threat_name(key[1], float('nan') if key[2] is None else key[2])}"
-        made.append(Table(title, columns, lines, "", left))
-    return made
+    return [
+        Table(title, columns, tuple(rows), REFERENCES if title in noted else "", left)
+        for title, rows in lines.items()
+    ]
 
 
 def document(found: list[Standing]) -> dict[str, Any]:

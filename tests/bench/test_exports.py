@@ -1,12 +1,14 @@
-"""Tables as other programs read them."""
+"""Tables as other programs read them, and RobustBench's model info both ways."""
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet
@@ -165,3 +167,131 @@ def test_a_format_that_cannot_be(cli: Cli, tmp_path: Path, words: tuple[str, ...
         assert answer.code == 2
         assert told in answer.complaint
     assert not (tmp_path / "results").exists()
+
+
+def _model_info(**changed: Any) -> str:
+    info = {
+        "link": "https://example.org",
+        "name": "A Defence\n",
+        "authors": "A. Author",
+        "additional_data": True,
+        "number_forward_passes": 1,
+        "dataset": "cifar10",
+        "venue": "Venue 2020",
+        "architecture": "WideResNet-28-10",
+        "eps": "8/255",
+        "clean_acc": "90.25",
+        "reported": "",
+        "autoattack_acc": "55.50",
+    }
+    return json.dumps({**info, **changed})
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Path:
+    folder = tmp_path / "model_info" / "cifar10" / "Linf"
+    folder.mkdir(parents=True)
+    return folder
+
+
+RUN = ("run", "--model", "cifar_cnn@fgsm_at", "--attack", "fgsm", "--samples", "8", "--eps")
+
+
+def test_what_robustbench_published_stands_below_and_is_not_ranked(cli: Cli, board: Path) -> None:
+    cli(*RUN, "8/255", "--workers", "1")
+    (board / "Author2020Defence.json").write_text(_model_info())
+    (board / "Other2021Attacked.json").write_text(
+        _model_info(eps=8 / 255, autoattack_acc="70", external=60.5, unreliable=True)
+    )
+    corruptions = board.parent / "corruptions"
+    corruptions.mkdir()
+    (corruptions / "Third.json").write_text(json.dumps({"clean_acc": "90", "corruptions_acc": "70"}))
+    l2 = board.parent / "L2"
+    l2.mkdir()
+    (l2 / "Fourth.json").write_text(_model_info(eps="0.5", autoattack_acc=1))
+
+    words = ("leaderboard", "--reference", str(board.parent.parent))
+    alone = cli("leaderboard", "--json").json
+    found = cli(*words, "--json").json
+    assert found["entries"] == alone["entries"], "nothing of theirs is an entry"
+    assert [(r["model"], r["robust_percent"], r["measured_by"]) for r in found["references"]] == [
+        ("Other2021Attacked", 60.5, "external"),
+        ("Author2020Defence", 55.5, "AutoAttack"),
+        ("Fourth", 1.0, "AutoAttack"),
+    ]
+    shown = cli(*words, "--threat", "linf(8/255)", "--format", "csv").out
+    rows = pd.read_csv(io.StringIO(shown))
+    assert list(rows["model"]) == [
+        "cifar_cnn@fgsm_at",
+        "RobustBench: Other2021Attacked",
+        "RobustBench: Author2020Defence",
+    ]
+    assert rows["rank"].tolist() == pytest.approx([1, math.nan, math.nan], nan_ok=True)
+    assert rows["robust %"].tolist()[1:] == [60.5, 55.5]
+    assert rows["robust % low"].isna().tolist() == [False, True, True]
+    assert all("not measured here" in flags for flags in rows["flags"][1:])
+    assert "marked unreliable" in rows["flags"][1]
+    written = board.parents[2] / "results" / "leaderboards"
+    assert "RobustBench" not in (written / "leaderboard.md").read_text()
+    assert json.loads((written / "leaderboard.json").read_text()) == alone
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"clean_acc": ', "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("[]", "no model info"),
+        ('{"model": "mnist_cnn"}', "no model info"),
+        (_model_info(clean_acc="NaN"), "clean_acc"),
+        (_model_info(clean_acc=True), "clean_acc"),
+        (_model_info(autoattack_acc=None), "autoattack_acc"),
+        (_model_info(autoattack_acc="155"), "autoattack_acc"),
+        (_model_info(external="high"), "external"),
+        (_model_info(eps="8"), "eps"),
+        (_model_info(eps=None), "eps"),
+        (_model_info(dataset=5), "dataset"),
+    ],
+)
+def test_a_reference_that_is_none(cli: Cli, board: Path, text: str, told: str) -> None:
+    (board / "Odd.json").write_text(text)
+    answer = cli("leaderboard", "--reference", str(board))
+    assert answer.code == 2
+    assert "Odd.json" in answer.complaint
+    assert told in answer.complaint
+    assert not (board.parents[2] / "results").exists()
+
+
+def test_references_without_a_threat_model(cli: Cli, board: Path, tmp_path: Path) -> None:
+    assert "no model info" in cli("leaderboard", "--reference", str(board)).complaint
+    (tmp_path / "Odd.json").write_text(_model_info())
+    assert "Linf or L2" in cli("leaderboard", "--reference", str(tmp_path / "Odd.json")).complaint
+    (board / "Odd.json").write_bytes(b"\xff\xfe\x00")
+    assert "damaged" in cli("leaderboard", "--reference", str(board / "Odd.json")).complaint
+    assert cli("leaderboard", "--reference", str(tmp_path / "nowhere")).code == 2
+
+
+def test_an_entry_as_robustbench_has_it(cli: Cli, board: Path) -> None:
+    cli(*RUN, "8/255,2/255", "--workers", "1")
+    words = ("leaderboard", "--robustbench", "cifar_cnn@fgsm_at")
+    several = cli(*words)
+    assert several.code == 2
+    assert "--threat 'linf(2/255)'" in several.complaint
+    answer = cli(*words, "--threat", "linf(8/255)")
+    (entry,) = (e for e in cli("leaderboard", "--json").json["entries"] if e["eps"] == pytest.approx(8 / 255))
+    info = answer.json
+    assert list(info) == [*json.loads(_model_info()), "footnote"], "their fields, in their order"
+    assert info["clean_acc"] == f"{100 * entry['clean_accuracy']['value']:.2f}"
+    assert info["reported"] == f"{100 * entry['robust_accuracy']['value']:.2f}"
+    assert (info["dataset"], info["eps"], info["additional_data"]) == ("cifar10", "8/255", False)
+    assert info["autoattack_acc"] is None, "it was not AutoAttack that measured it"
+    assert "n = 8" in info["footnote"]
+    assert "without standard" in info["footnote"]
+    assert "no leaderboard" not in answer.err
+    assert "has no leaderboard for cifar10 linf(2/255)" in cli(*words, "--threat", "linf(2/255)").err
+    # Once their evaluation has filled its field, it is read as one of theirs.
+    (board / "Ours2026.json").write_text(json.dumps({**info, "autoattack_acc": "30.0"}))
+    (theirs,) = cli("leaderboard", "--reference", str(board), "--json").json["references"]
+    assert (theirs["clean_percent"], theirs["robust_percent"]) == (float(info["clean_acc"]), 30.0)
+    assert "nope" in cli("leaderboard", "--robustbench", "nope").complaint
+    assert "--format" in cli(*words, "--format", "csv").complaint
