@@ -29,6 +29,9 @@ BOARDS = {
 }
 """The radius of each of their leaderboards, by dataset and norm."""
 
+MARKS = {"additional_data": "additional data", "unreliable": "marked unreliable"}
+"""Of their fields, those that are said beside a figure where they are true."""
+
 
 class RobustBenchError(UserError):
     """A file that is none of RobustBench's, or an entry that is none for it."""
@@ -74,17 +77,20 @@ def _read(file: Path) -> Reference:
         raise RobustBenchError(f"{file}: damaged, or no JSON") from None
     if not isinstance(document, dict) or "clean_acc" not in document:
         raise RobustBenchError(f"{file}: no model info of RobustBench's, which has a clean_acc")
-    if file.resolve().parent.name not in THREATS:
+    dataset, threat = _word(document, "dataset"), file.absolute().parent.name
+    if not dataset:
+        raise RobustBenchError(f"{file}: no dataset")
+    if threat not in THREATS:
         raise RobustBenchError(
             f"{file}: the folder says the threat model, as in cifar10/Linf/{file.name}, and must be "
             f"{' or '.join(THREATS)}"
         )
-    norm, external = THREATS[file.resolve().parent.name], "external" in document
+    norm, external = THREATS[threat], "external" in document
     remarks = [_word(document, key) for key in ("architecture", "venue")]
-    remarks += [text for key, text in _MARKS.items() if document.get(key) is True]
+    remarks += [text for key, text in MARKS.items() if document.get(key) is True]
     return Reference(
         model=file.stem,
-        dataset=_word(document, "dataset") or _missing(file, "dataset"),
+        dataset=dataset,
         norm=norm,
         eps=_number(file, document, "eps", 1 if norm == "linf" else 1000),
         clean_percent=_number(file, document, "clean_acc", 100),
@@ -94,16 +100,9 @@ def _read(file: Path) -> Reference:
     )
 
 
-_MARKS = {"additional_data": "additional data", "unreliable": "marked unreliable"}
-
-
 def _word(document: Mapping[str, Any], key: str) -> str:
     value = document.get(key)
     return " ".join(value.split()) if isinstance(value, str) else ""
-
-
-def _missing(file: Path, key: str) -> str:
-    raise RobustBenchError(f"{file}: no {key}")
 
 
 def _number(file: Path, document: Mapping[str, Any], key: str, most: float) -> float:
