@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from adversarial_bench.errors import UserError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -17,12 +19,36 @@ KINDS = ("models", "attacks", "datasets", "transforms", "metrics")
 """Of what a plug-in can add; the group of its entry points is `adversarial_bench.KIND`."""
 
 
+class PluginError(UserError):
+    """A plug-in whose code raised."""
+
+
 def _points(kind: str) -> list[EntryPoint]:
     """The entry points of a kind, by package and name, so that every process has them in one order."""
     from importlib.metadata import entry_points
 
-    found = entry_points(group=f"adversarial_bench.{kind}")
+    group = f"adversarial_bench.{kind}"
+    try:
+        found = [*entry_points(group=group)]
+    except Exception:  # of one package's file, which hides all others
+        found = _legible(group)
     return sorted(found, key=lambda point: (_package(point), point.name))
+
+
+def _legible(group: str) -> list[EntryPoint]:
+    """The entry points of a group that can be read; reading packages one by one takes ten times as long."""
+    from importlib.metadata import distributions
+
+    found: dict[str, list[EntryPoint]] = {}
+    for dist in distributions():
+        # Of two of a name, Python imports the first.
+        if dist.name in found:
+            continue
+        try:
+            found[dist.name] = [*dist.entry_points.select(group=group)]
+        except Exception as error:  # a file of anybody's
+            complain(f"entry_points.txt of {dist.name} cannot be read: {type(error).__name__}: {error}")
+    return [point for each in found.values() for point in each]
 
 
 def _package(point: EntryPoint) -> str:
@@ -97,6 +123,22 @@ class Registry(MutableMapping[str, T]):
         """The package, with its version, that adds `name`; empty for an own or unknown one."""
         known = name in self._own or name not in self._waiting
         return "" if known else _package(self._waiting[name])
+
+    @contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        """Where code of `name` runs: a plug-in's prints to stderr, and PluginError names what it raises."""
+        origin = self.origin(name)
+        if not origin:
+            yield
+            return
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # code of anybody's
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PluginError(f"plug-in {origin}: {self._kind} {name}: {why}") from error
 
     def __getitem__(self, name: str) -> T:
         if name in self._own:

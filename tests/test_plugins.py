@@ -19,7 +19,8 @@ from packaging.version import Version
 import attacks.registry
 import bench.metrics
 import bench.plan
-from adversarial_bench.plugins import Registry, complain
+from adversarial_bench.errors import UserError
+from adversarial_bench.plugins import PluginError, Registry, complain
 from attacks.catalog import ATTACKS
 from attacks.native import Attack
 from bench.spec import RunSpec
@@ -39,28 +40,31 @@ JPEG = replace(TRANSFORMS["median"], name="jpeg")
 Install = Callable[..., None]
 
 
+def lay(site: Path, package: str, source: bytes, number: str = "1.0", **points: dict[str, str]) -> None:
+    """A package with entry points in a folder, as an installer leaves it."""
+    facts = site / f"{package}-{number}.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {number}\n")
+    groups = [
+        "\n".join([f"[adversarial_bench.{kind}]", *(f"{name} = {value}" for name, value in named.items())])
+        for kind, named in points.items()
+    ]
+    (facts / "entry_points.txt").write_text("\n".join(groups) + "\n")
+    (site / f"{package}.py").write_bytes(source)
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Lays a package with entry points where an installer would, on a path of its own."""
+    """Lays a package on a path of its own."""
     complain.cache_clear()
 
-    def lay(package: str, source: str, number: str = "1.0", **points: dict[str, str]) -> None:
+    def laid(package: str, source: str, number: str = "1.0", **points: dict[str, str]) -> None:
         site = tmp_path / f"{package}-{number}"
-        facts = site / f"{package}-{number}.dist-info"
-        facts.mkdir(parents=True)
-        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {number}\n")
-        groups = [
-            "\n".join(
-                [f"[adversarial_bench.{kind}]", *(f"{name} = {value}" for name, value in named.items())]
-            )
-            for kind, named in points.items()
-        ]
-        (facts / "entry_points.txt").write_text("\n".join(groups) + "\n")
-        (site / f"{package}.py").write_text(source)
+        lay(site, package, source.encode(), number, **points)
         monkeypatch.delitem(sys.modules, package, raising=False)
         monkeypatch.syspath_prepend(str(site))
 
-    return lay
+    return laid
 
 
 def transforms() -> Registry[Transform]:
@@ -89,6 +93,8 @@ def test_a_plug_in_is_found_when_its_name_is_looked_for(install: Install) -> Non
         (GOOD, {"blur": "acme:BLURR"}, "AttributeError"),
         ("BLUR = 3", {"blur": "acme:BLUR"}, "it is of type int, and must be Transform"),
         (GOOD, {"soft": "acme:BLUR"}, "it is called blur, and its entry point must be, too"),
+        (GOOD + "BAD = replace(BLUR, summary='{')", {"blur": "acme:BAD"}, "ValueError: Single '{'"),
+        (GOOD + "BAD = replace(BLUR, example=4)", {"blur": "acme:BAD"}, "does not accept its own example, 4"),
         (GOOD, {"jpeg": "acme:JPEG"}, "the name is taken by adversarial-bench"),
     ],
 )
@@ -120,11 +126,41 @@ def test_of_two_that_share_a_name_the_first_package_has_it(
     )
 
 
+def test_entry_points_that_cannot_be_read_hide_no_others(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("acme", GOOD, transforms={"blur": "acme:BLUR"})
+    install("zeta", GOOD, transforms={"no value\nblur": "zeta:BLUR"})
+    assert list(transforms()) == [*OWN, "blur"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bench: entry_points.txt of zeta cannot be read: ")
+
+
 def test_what_a_plug_in_prints_stays_out_of_stdout(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install("acme", GOOD + "print('hello')", transforms={"blur": "acme:BLUR"})
     assert "blur" in transforms()
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_what_a_plug_ins_code_raises_is_named_as_its_own(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("acme", GOOD, transforms={"blur": "acme:BLUR"})
+    found = transforms()
+
+    def exit_after_words() -> None:
+        print("hello")
+        sys.exit(3)
+
+    told = "^plug-in acme 1.0: transforms blur: SystemExit: 3$"
+    with pytest.raises(PluginError, match=told), found.running("blur"):
+        exit_after_words()
+    with pytest.raises(ZeroDivisionError), found.running("jpeg"):
+        _ = 1 / 0
+    with pytest.raises(UserError, match="mine"), found.running("blur"):
+        raise UserError("mine")
     assert capsys.readouterr() == ("", "hello\n")
 
 

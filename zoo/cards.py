@@ -135,8 +135,9 @@ class ModelCard:
         `choices` go to the factory, beside the card's arguments.
         """
         module, _, function = self.factory.partition(":")
-        make: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
-        model = make(**self.arguments, **choices)
+        with CARDS.running(self.name):
+            make: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
+            model = make(**self.arguments, **choices)
         if not self.dataset:
             return model
         # A fifth to a third of the time on a CPU. Other people's code may count on another layout.

@@ -371,7 +371,8 @@ def data(name: str, split: str = "test", size: tuple[int, int] | None = None) ->
     if split not in dataset.splits:
         raise unknown(f"split of {name}", split, dataset.splits)
     require(dataset, 1, split)
-    found = [dataset.read(dataset, part) for part in _present(dataset, split)]
+    with DATASETS.running(name):
+        found = [dataset.read(dataset, part) for part in _present(dataset, split)]
     images, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*found))
     return images.float() / 255 if images.dtype == torch.uint8 else images, labels.long()
 

@@ -29,6 +29,12 @@ class Transform:
     function: str
     """`module:function` of images (B, C, H, W) and the number, imported when a model is built."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a plug-in's that nothing could be shown of."""
+        if not self.accepts(self.example):
+            raise ValueError(f"it does not accept its own example, {self.example}")
+        self.summary.format(self.example)
+
 
 _OWN = {
     each.name: each

@@ -1,6 +1,6 @@
 """Bad input by the thousand: whatever comes, one line or a result, and nothing half-done.
 
-`--hypothesis-profile fuzz` takes ten thousand cases in all; without it there are three hundred.
+`--hypothesis-profile fuzz` takes ten thousand cases in all; without it there are four hundred.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -26,11 +27,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
+from adversarial_bench.plugins import KINDS, Registry, complain
+from attacks.registry import catalogue
 from bench.cli import VERBS, app, main
+from bench.metrics import METRICS
 from bench.request import Request
 from bench.runner import load_data, load_model
 from tests.bench.test_executors import stored
 from tests.conftest import Answer
+from tests.test_plugins import EXAMPLE, lay
+from zoo.cards import CARDS
+from zoo.datasets import DATASETS
+from zoo.transforms import TRANSFORMS
 
 pytestmark = pytest.mark.fault
 
@@ -467,5 +475,65 @@ def test_sending_in_images(populated: Path, sandbox: Callable[[], Path]) -> None
             2,
         )
         assert tree(root) == before
+
+    check()
+
+
+# ------------------------------------------------------------------------------------------ plug-ins
+
+REGISTRIES: tuple[Registry[Any], ...] = (CARDS, catalogue(), DATASETS, TRANSFORMS, METRICS)
+POINTED = (
+    *("digits_plugin:MODEL", "digits_plugin:ATTACK", "digits_plugin:DATASET", "digits_plugin:TRANSFORM"),
+    *("digits_plugin:far_linf", "digits_plugin:Path", "digits_plugin", "not_there:X", "os:getcwd", "", ":"),
+)
+RIGHT = {
+    "models": {"digits_mean": "digits_plugin:MODEL"},
+    "attacks": {"native/darken": "digits_plugin:ATTACK"},
+    "datasets": {"digits": "digits_plugin:DATASET"},
+    "transforms": {"blur": "digits_plugin:TRANSFORM"},
+    "metrics": {"90 % linf": "digits_plugin:far_linf"},
+}
+"""The example's entry points."""
+POINTS = st.fixed_dictionaries(
+    {},
+    optional={
+        kind: st.dictionaries(
+            st.sampled_from(("digits", "blur", "native/darken", "mnist_bnn", "jpeg", "native/pgd", "a b"))
+            | st.text(LETTERS, min_size=1, max_size=8),
+            st.sampled_from(POINTED) | st.text(LETTERS, max_size=8),
+            max_size=4,
+        )
+        for kind in KINDS
+    },
+)
+
+
+def test_plug_ins(sandbox: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (EXAMPLE / "digits_plugin.py").read_bytes()
+    before = [[*registry] for registry in REGISTRIES]
+
+    @cases(0.5)
+    @given(st.just(source) | damaged(source), st.just(RIGHT) | POINTS)
+    def check(module: bytes, points: dict[str, dict[str, str]]) -> None:
+        root = sandbox()
+        lay(root / "site", "digits_plugin", module, **points)
+        with monkeypatch.context() as here:
+            here.syspath_prepend(str(root / "site"))
+            forget()
+            listed = bench("list", "--json")
+            assert listed.code == 0, listed.err
+            for registry, names in zip(REGISTRIES, before):
+                assert [*registry][: len(names)] == names, "what is our own is there"
+            known = bench("run", "--model", "mnist_relu", "--attack", "fgsm", "--samples", "2", "--dry-run")
+            assert known.code == 0, known.err
+            bench("run", "--model", "digits_mean+blur3", "--attack", "darken", "--dry-run")
+        forget()
+
+    def forget() -> None:
+        sys.modules.pop("digits_plugin", None)
+        complain.cache_clear()
+        for registry in REGISTRIES:
+            registry.__dict__.pop("_waiting", None)
+            registry._tried.clear()
 
     check()

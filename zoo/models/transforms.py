@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.models.layers import Before
-from zoo.transforms import Applied
+from zoo.transforms import TRANSFORMS, Applied
 
 if TYPE_CHECKING:
     from zoo.cards import ModelCard
@@ -95,7 +95,8 @@ class InputTransform(nn.Module):
     def __init__(self, applied: Applied, adaptive: bool = True) -> None:
         super().__init__()
         self.applied = applied
-        self.function = pkgutil.resolve_name(applied.transform.function)
+        with TRANSFORMS.running(applied.transform.name):
+            self.function = pkgutil.resolve_name(applied.transform.function)
         self.straight_through = adaptive and applied.transform.gradient == "straight-through"
 
     def forward(self, x: Tensor) -> Tensor:
