@@ -164,11 +164,11 @@ POOLS: dict[str, tuple[str, ...]] = {
     "tag": ("gradient", "x", ""),
     "threat": ("linf", "x"),
     "save": ("../../outside/x", "a/b", "x", ""),
-    "out": ("results/out", "linear.py"),
+    **dict.fromkeys(("out", "tables"), ("results/out", "linear.py", "outside/mine.txt/x")),
     "timeout": ("0", "-1", "nan", "inf", "x"),
     **dict.fromkeys(("workers", "restarts", "eot", "batch_size", "steps"), FEW),
 }
-CLOSED = {"model", "models", "name", "attack", "results"}
+CLOSED = {"model", "models", "name", "attack", "results", "out", "tables"}
 """What takes no other words than these: some would name hours of work, or a folder elsewhere."""
 STRAY = ("\udcff", "--", "-", "--help", "--json", "-h", "--model", "--samples=2", "=", "~", "%", "\n", "{}")
 LETTERS = st.characters(exclude_characters="\0", exclude_categories=("Cs",))

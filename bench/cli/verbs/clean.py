@@ -44,6 +44,10 @@ def command(
     age = None if older_than is None else clean.seconds_of(older_than)
     found, kept = clean.removals(results, runs, clean.Asked(age, incomplete, outdated))
     total = sum(removal.bytes for removal in found)
+    if found and not (dry_run or yes or sys.stdin.isatty()):
+        raise UserError(
+            f"nobody to ask: --yes removes {size(total)} of {len(found)} runs, --dry-run shows them"
+        )
     documents = [removal.as_dict() for removal in found]
     lines = tuple((each.folder.path.name, each.extent, size(each.bytes), each.why) for each in found)
     if not as_json and found:
@@ -56,12 +60,9 @@ def command(
         if not found:
             note("nothing to remove")
     if found and not dry_run:
-        if not yes:
-            if not sys.stdin.isatty():
-                raise UserError("nobody to ask: --yes removes these, --dry-run only shows them")
-            if not click.confirm(f"remove {size(total)} of {len(found)} runs?", err=True):
-                note("nothing was removed")
-                return
+        if not yes and not click.confirm(f"remove {size(total)} of {len(found)} runs?", err=True):
+            note("nothing was removed")
+            return
         for removal in found:
             clean.remove(removal)
     if as_json:
