@@ -12,7 +12,7 @@ from torch import Tensor
 from adversarial_bench.errors import UserError
 from attacks.constraints import Box
 from attacks.core import Goal, ParameterError, Result, View
-from attacks.models import PASS, Expectation, frozen, halved, passed, recorded
+from attacks.models import PASS, Expectation, frozen, halved, in_batches, passed, recorded
 from attacks.native import Attack
 from attacks.objectives import closeness
 from attacks.stops import Never
@@ -41,13 +41,13 @@ def run(
 
     `seeds` has one generator seed per sample: the result of a sample depends on nothing else of the
     run. A sample that has met the attack's stop leaves its batch; where the model draws (`Expectation`),
-    none does. Raises DetachedError where the model gives no gradient.
+    none does. A batch that does not fit into memory is attacked in halves. Raises DetachedError where the
+    model gives no gradient.
     """
     if isinstance(model, Expectation):
         # A success may be the draw's and not the image's: it ends nothing, and a gradient's walk is not cut
         # at it. A search has no better image than the most confident one.
         attack = replace(attack, stop=Never(), keep="last" if attack.update.gradient else "confident")
-    parts = []
     if images.device.type == "cpu" and not attack.objective.layers():
         batch_size = max(batch_size, HELD // images[0].nbytes)
     with (
@@ -55,10 +55,12 @@ def run(
         recorded(model, attack.objective.layers()) as features,
         smoothed(model, images, attack.surrogate, attack.surrogate_width) as shown,
     ):
-        for start in range(0, len(images), batch_size):
-            rows = slice(start, start + batch_size)
+
+        def part(rows: slice) -> Result:
             aimed = _aimed(attack, model, images[rows], goal[rows])
-            parts.append(_batch(attack, shown, images[rows], aimed, seeds[rows], features))
+            return _batch(attack, shown, images[rows], aimed, seeds[rows], features)
+
+        parts = in_batches(part, len(images), batch_size)
     return Result(*(torch.cat([getattr(part, f) for part in parts]) for f in Result.__dataclass_fields__))
 
 

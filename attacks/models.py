@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -62,6 +64,36 @@ def _passed(model: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
 def halved(x: Tensor) -> bool:
     """Is a pass of these images in half precision?"""
     return x.requires_grad and torch.is_autocast_enabled(x.device.type)
+
+
+_NO_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
+"""What a plain RuntimeError says where a CPU's memory ends, or the workspace of cuDNN and cuBLAS."""
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Did the device have too little memory, and nothing else go wrong?"""
+    # torch.OutOfMemoryError, by the name that torch 2.4 has, too.
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(mark in str(error) for mark in _NO_MEMORY)
+
+
+def in_batches(part: Callable[[slice], T], count: int, size: int) -> list[T]:
+    """What `part` makes of `count` rows, `size` at a time; where memory ends, half as many from there on.
+
+    Raises the device's error where a single row is too much.
+    """
+    found: list[T] = []
+    start = 0
+    while start < count or not found:
+        rows = slice(start, min(start + size, count))
+        try:
+            found.append(part(rows))
+            start = rows.stop
+        except RuntimeError as error:
+            # Tried again after this block: the error holds what the failed pass has allocated.
+            size = (rows.stop - rows.start) // 2
+            if not (size and out_of_memory(error)):
+                raise
+    return found
 
 
 class Counted(nn.Module):
@@ -132,7 +164,11 @@ def logits_of(
 ) -> Tensor:
     """(N, K) logits in eval mode, without gradients; `dtype` is that of the model's weights."""
     with frozen(model), torch.no_grad():
-        return torch.cat([passed(model, part.to(dtype)).to(dtype) for part in images.split(batch_size)])
+        return torch.cat(
+            in_batches(
+                lambda rows: passed(model, images[rows].to(dtype)).to(dtype), len(images), batch_size
+            )
+        )
 
 
 class Expectation(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import attacks
 from adversarial_bench.errors import UnknownNameError
 from attacks.core import Goal, ParameterError, View
 from attacks.engine import DetachedError
-from attacks.models import PASS, Expectation, passed
+from attacks.models import PASS, Expectation, logits_of, passed
 from attacks.registry import get
 from attacks.updates import At
 from tests.conftest import Linear
@@ -388,3 +389,65 @@ def test_in_half_precision_a_success_is_believed_where_float32_has_it(grey: Tens
         found = attacks.run("pgd", Close(), grey, labels, eps=0.01, steps=3, random_start=False)
     assert (found.backwards == 3).all(), "no tie has ended it"
     assert (found.forwards > 4).all(), "passes that make sure are counted"
+
+
+class Alone(Linear):
+    """A model that looks at one image after the other, so that no rounding hangs on its neighbours."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super(Alone, self).forward(one) for one in x.split(1)])
+
+
+class Small(Alone):
+    """It has room for a few images at a time; more are refused as a device refuses them."""
+
+    room = 5
+
+    def __init__(self, refuse: Callable[[], object]) -> None:
+        super().__init__(classes=5)
+        self.refuse = refuse
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        if len(x) > self.room:
+            self.refuse()
+        return super().forward(x)
+
+
+def no_gpu_memory() -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def no_cpu_memory() -> Tensor:
+    return torch.empty(2**61, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("refuse", [no_gpu_memory, no_cpu_memory])
+@pytest.mark.parametrize("name", ["pgd", "apgd_dlr:aim=1", "square"])
+def test_a_batch_without_memory_is_halved_and_nothing_else_changes(
+    name: str, refuse: Callable[[], object], grey: Tensor
+) -> None:
+    small, large = Small(refuse), Alone(classes=5)
+    labels = large(grey).argmax(1)
+    settings = {"eps": 0.03, "steps": 12, "seed": 3}
+    found = attacks.run(name, small, grey, labels, **settings)
+    undisturbed = attacks.run(name, large, grey, labels, **settings)
+    for field in dataclasses.fields(found):
+        assert torch.equal(getattr(found, field.name), getattr(undisturbed, field.name)), field.name
+    assert 0 < int((large(found.images).argmax(1) != labels).sum()) < len(grey)
+    # 24, 12, 6 do not fit, and the others are not tried again.
+    assert [size for size in small.seen if size > small.room] == [24, 12, 6]
+    assert torch.equal(logits_of(small, grey, 24), large(grey))
+
+
+def test_a_single_image_without_memory_is_the_devices_error(grey: Tensor) -> None:
+    model = Small(no_gpu_memory)
+    model.room = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        attacks.run("pgd", model, grey, torch.zeros(24).long(), eps=0.1)
+    assert model.seen == [24, 12, 6, 3, 1]
+    model.refuse, model.seen = lambda: torch.zeros(2) + torch.zeros(3), []
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        attacks.run("pgd", model, grey, torch.zeros(24).long(), eps=0.1)
+    assert model.seen == [24], "another error is no matter of the batch"

@@ -10,13 +10,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
+import bench
 from attacks.core import Result
 from attacks.native import Attack
 from attacks.registry import catalogue, get
 from bench.executors.processes import SHARE, machine_memory
 from tests.bench.test_executors import stored
-from tests.conftest import Answer
+from tests.conftest import Answer, Linear
 
 Cli = Callable[..., Answer]
 pytestmark = pytest.mark.fault
@@ -215,3 +217,34 @@ def test_an_attack_that_leaks_costs_its_shard_and_not_the_machine(
     trouble.unlink()
     assert cli(*words).code == 0
     assert stored(tmp_path / "results") == stored(tmp_path / "undisturbed")
+
+
+class Hungry(Linear):
+    """For the gradient of a marked image it finds no memory, however few are with it."""
+
+    def __init__(self, marked: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(classes=2)
+        self.marked = marked
+        self.refused = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and self.marked(x[:, 0, 0, 0]).any():
+            self.refused += 1
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(x)
+
+
+@pytest.mark.filterwarnings("ignore:model. 2 classes")
+def test_a_sample_without_memory_is_an_error_and_the_others_are_not(linear: Linear, grey: Tensor) -> None:
+    images = grey.clone()
+    images[7, 0, 0, 0] = 1.0
+    labels = linear(images).argmax(1)
+    hungry = Hungry(lambda corner: corner > 0.9)
+    found, rows = (bench.evaluate(m, "pgd", images, labels, eps=0.03, steps=5) for m in (hungry, linear))
+    assert (found["status"] == "error").tolist() == [i == 7 for i in range(24)]
+    assert found["message"][7].startswith("OutOfMemoryError: CUDA out of memory")
+    assert found["success"].drop(7).tolist() == rows["success"].drop(7).tolist()
+    starving = Hungry(lambda corner: corner >= 0)
+    assert (bench.evaluate(starving, "pgd", images, labels, eps=0.03)["status"] == "error").all()
+    # 24, 12, 6, 3, 1; 12, 6, 3, 1 and so on down to three samples alone, and one look at the gradient.
+    assert starving.refused < 30
