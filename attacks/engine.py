@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adversarial_bench.errors import UserError
 from attacks.constraints import Box
-from attacks.core import Goal, ParameterError, Result, View
+from attacks.core import Goal, ParameterError, Result, View, per_sample
 from attacks.models import PASS, Expectation, frozen, halved, in_batches, passed, recorded
 from attacks.native import Attack
 from attacks.objectives import closeness
@@ -21,6 +21,11 @@ from attacks.updates import At
 
 HELD = 2**25
 """Bytes of images that a CPU's batch may have: it passes through the network in parts."""
+LOOKS = {"cpu": 1, "cuda": 4}
+"""Steps, by device, after which samples that have finished leave their batch.
+
+On a GPU to ask who has waits for all steps that were sent there; a CPU has nothing to wait for.
+"""
 LATE = 10
 """The last steps of an attack, in which one that has converged gains nothing (Pintor et al. 2022)."""
 
@@ -97,16 +102,19 @@ def _batch(
     constraint = Box() if attack.roams else attack.constraint
     update = attack.update
     size = update.resolved(attack.threat.eps, attack.steps)
-    best = x0.clone()
-    best_score = x0.new_full((count,), float("-inf"))
+    images = torch.empty_like(x0)
     forwards = torch.zeros(count, dtype=torch.long, device=x0.device)
     backwards, zeros = forwards.clone(), forwards.clone()
     near = x0.new_full((count,), float("-inf"))
     # The objective at the first step, its best so far, and the best ten steps before the last.
-    first, peak, late = (best_score.clone() for _ in range(3))
+    first, peak, late = (near.clone() for _ in range(3))
     trace = x0.new_full((count, attack.steps if attack.trace else 0), float("nan"))
 
+    # What follows is of the batch alone: `rows` says whose, `going` who has not finished. Of one that has,
+    # nothing is taken down any more, as long as it stays.
     rows = torch.arange(count, device=x0.device)
+    going = torch.ones_like(rows, dtype=torch.bool)
+    best, best_score = x0.clone(), near.clone()
     # `walk` is the optimiser's point, x the image it stands for: the same, unless x is discrete.
     walk = constraint.relax(attack.init(x0, constraint, seeds), x0)
     x = constraint.project(walk, x0)
@@ -118,35 +126,43 @@ def _batch(
         with torch.set_grad_enabled(differentiate):
             # What is recorded of layers is of one pass.
             logits = passed(model, x, len(x) if attack.objective.layers() else PASS)
-        forwards[rows] += 1
+        forwards[rows] += going
 
         seen = logits.detach()
         if halved(x):
-            claimed = goal.reached(seen).nonzero().squeeze(1)
+            claimed = (goal.reached(seen) & going).nonzero().squeeze(1)
             forwards[rows[claimed]] += 1
             with torch.no_grad():
                 seen = seen.index_copy(0, claimed, passed(model, x.detach()[claimed]))
         success = goal.reached(seen)
-        active = ~attack.stop(seen, goal)
+        stays = going & ~attack.stop(seen, goal)
         if attack.roams:
             inside = attack.constraint.violation(x, x0) == 0
-            success, active = success & inside, active | ~inside
+            success, stays = success & inside, stays | (going & ~inside)
         score = _score(attack, x.detach(), x0, seen, goal, success, k)
-        better = score > best_score[rows]
-        best[rows[better]] = x.detach()[better]
-        best_score[rows[better]] = score[better]
+        better = going & (score > best_score)
+        best_score = score.where(better, best_score)
         if attack.patience:
-            near[rows] = near[rows].maximum(closeness(seen, goal))
+            near[rows] = near[rows].maximum(closeness(seen, goal).where(going, -torch.inf))
             if k == 0:
                 begun = near.clone()
             # A model that does not stir at all says nothing of how far the goal is.
-            active &= (near[rows] >= attack.least_hope(k)) | (near[rows] <= begun[rows])
-        leaving = torch.ones_like(active) if final else ~active
-        unmet = leaving & (best_score[rows] == float("-inf"))
-        end = x.detach()[unmet]
-        best[rows[unmet]] = attack.constraint.project(end, x0[unmet]) if attack.roams else end
-        if leaving.all():
-            break
+            stays &= (near[rows] >= attack.least_hope(k)) | (near[rows] <= begun[rows])
+        if final:
+            stays = torch.zeros_like(stays)
+        unmet = going & ~stays & (best_score == -torch.inf)
+        end = x.detach()
+        if attack.roams:
+            end = attack.constraint.project(end, x0).where(per_sample(unmet, x), end)
+        torch.where(per_sample(better | unmet, x), end, best, out=best)
+        going = stays
+        left = rows
+        if final or (k + 1) % LOOKS.get(x0.device.type, 1) == 0:
+            left = going.nonzero().squeeze(1)
+            if len(left) < len(rows):
+                images[rows] = best
+            if not len(left):
+                break
 
         if differentiate and not logits.requires_grad:
             raise DetachedError("the model's output has no gradient to its input (a detached layer?)")
@@ -154,29 +170,30 @@ def _batch(
             value = attack.objective(View(x, x0, logits, goal, features))
         grad = x.new_empty(0)
         if differentiate:
-            (grad,) = torch.autograd.grad(value[active].sum(), x)
-        value = value.detach()
-        if not active.all():
-            rows, x0, goal, walk, value = rows[active], x0[active], goal[active], walk[active], value[active]
-            grad = grad[active] if differentiate else grad
-            state = {name: kept[active] for name, kept in state.items()}
+            (grad,) = torch.autograd.grad(value, x, going.to(value.dtype))
+        value = value.detach().where(going, -torch.inf)
+        if len(left) < len(rows):
+            rows, x0, goal, walk, value = rows[left], x0[left], goal[left], walk[left], value[left]
+            going, best, best_score = going[left], best[left], best_score[left]
+            grad = grad[left] if differentiate else grad
+            state = {name: kept[left] for name, kept in state.items()}
         if differentiate:
-            backwards[rows] += 1
-            zeros[rows] += (grad.flatten(1) == 0).all(1)
+            backwards[rows] += going
+            zeros[rows] += going & (grad.flatten(1) == 0).all(1)
         if attack.trace:
-            trace[rows, k] = value
+            trace[rows, k] = value.where(going, torch.nan)
         peak[rows] = peak[rows].maximum(value)
         if k == 0:
             first[rows] = value
         if k == max(attack.steps - LATE, 0):
-            late[rows] = peak[rows]
+            late[rows] = peak[rows].where(going, -torch.inf)
         at = At(walk, value, grad, x0, size, k, attack.steps, partial(constraint.relax, x0=x0))
         walk, state = update.step(at, state)
         walk = constraint.relax(walk, x0)
         x = constraint.project(walk, x0)
     gained = torch.where(late.isfinite() & (peak > first), (peak - late) / (peak - first), 0)
     unknown = torch.full_like(forwards, -1)
-    return Result(best, forwards, backwards, forwards - 1, zeros, gained, near, unknown, trace)
+    return Result(images, forwards, backwards, forwards - 1, zeros, gained, near, unknown, trace)
 
 
 def _score(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import attacks
 from adversarial_bench.errors import UnknownNameError
 from attacks.core import Goal, ParameterError, View
-from attacks.engine import DetachedError
+from attacks.engine import LOOKS, DetachedError
 from attacks.models import PASS, Expectation, logits_of, passed
+from attacks.native import Attack
 from attacks.registry import get
 from attacks.updates import At
 from tests.conftest import Linear
@@ -430,7 +431,7 @@ def test_a_batch_without_memory_is_halved_and_nothing_else_changes(
 ) -> None:
     small, large = Small(refuse), Alone(classes=5)
     labels = large(grey).argmax(1)
-    settings = {"eps": 0.03, "steps": 12, "seed": 3}
+    settings = {"eps": 0.01, "steps": 12, "seed": 3}
     found = attacks.run(name, small, grey, labels, **settings)
     undisturbed = attacks.run(name, large, grey, labels, **settings)
     for field in dataclasses.fields(found):
@@ -451,3 +452,47 @@ def test_a_single_image_without_memory_is_the_devices_error(grey: Tensor) -> Non
     with pytest.raises(RuntimeError, match="size of tensor"):
         attacks.run("pgd", model, grey, torch.zeros(24).long(), eps=0.1)
     assert model.seen == [24], "another error is no matter of the batch"
+
+
+NATIVE = [name for name in attacks.names() if name.startswith("native/") and "feature" not in get(name).goals]
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_when_finished_samples_leave_changes_nothing(
+    name: str, grey: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, grey = Alone(classes=5), grey[:12]
+    model.weights.data *= 30  # so that some reach the confidence that ink asks for
+    # Some are wrong before, the others fall after one or several steps, or stand.
+    labels = model(grey).argmax(1).where(torch.arange(12) % 6 > 0, 3)
+    entry = get(name)
+    settings = {"eps": {"linf": 0.01, "l2": 0.04, "l1": 0.12}[entry.norm]} if entry.bounded else {}
+    for field, few in (("steps", 14), ("queries", 60)):
+        if field in entry.parameters():
+            settings[field] = few
+    traced = {"trace": True} if isinstance(entry, Attack) else {}
+    found = {}
+    for looks in (1, 3, 7):
+        monkeypatch.setitem(LOOKS, "cpu", looks)
+        found[looks] = attacks.run(name, model, grey, labels, seed=3, **traced, **settings)
+    assert found[1].forwards.unique().numel() > 1 or entry.parameters()["stop"] == "never"
+    for looks in (3, 7):
+        for field in dataclasses.fields(found[1]):
+            each = getattr(found[looks], field.name)
+            torch.testing.assert_close(
+                each, getattr(found[1], field.name), atol=0, rtol=0, equal_nan=True, msg=field.name
+            )
+
+
+def test_between_looks_nobody_leaves(linear: Linear, grey: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOOKS, "cpu", 3)
+    seen: list[int] = []
+    linear.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    eps = float(linear.margin(grey, "linf").median())
+    labels = linear(grey).argmax(1)
+    seen.clear()
+    found = attacks.run("pgd", linear, grey, labels, eps=eps, steps=10, step_size=eps / 8)
+    sizes = [*seen[:10:3]]
+    assert seen[:10] == [size for size in sizes for _ in range(3)][:10]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 24 > sizes[-1] == int((found.forwards > 9).sum())
