@@ -35,8 +35,8 @@ def check_images(images: Tensor, labels: Tensor) -> None:
 
 
 def default_batch(device: Any) -> int:
-    """Samples per batch where the user names none: cache-sized on a CPU, large on a GPU."""
-    return 128 if str(device).startswith("cpu") else 2048
+    """Samples per batch where the user names none: cache-sized on a CPU, at most so many on a GPU."""
+    return 128 if str(device).startswith("cpu") else 16384
 
 
 def random_targets(labels: Tensor, classes: int, seed: int, ids: Sequence[int]) -> Tensor:

@@ -21,6 +21,10 @@ from attacks.updates import At
 
 HELD = 2**25
 """Bytes of images that a CPU's batch may have: it passes through the network in parts."""
+FEW = 16
+"""Images of the pass that measures what one takes on a GPU."""
+COPIES = 32
+"""Images' worth of memory that the loop and an update keep of each, at most: APGD's state, L1's doubles."""
 LOOKS = {"cpu": 1, "cuda": 4}
 """Steps, by device, after which samples that have finished leave their batch.
 
@@ -46,7 +50,8 @@ def run(
 
     `seeds` has one generator seed per sample: the result of a sample depends on nothing else of the
     run. A sample that has met the attack's stop leaves its batch; where the model draws (`Expectation`),
-    none does. A batch that does not fit into memory is attacked in halves. Raises DetachedError where the
+    none does. On a GPU a batch is no larger than what its memory has room for, on a CPU no smaller than HELD
+    has; one for which there is no memory all the same is attacked in halves. Raises DetachedError where the
     model gives no gradient.
     """
     if isinstance(model, Expectation):
@@ -60,6 +65,8 @@ def run(
         recorded(model, attack.objective.layers()) as features,
         smoothed(model, images, attack.surrogate, attack.surrogate_width) as shown,
     ):
+        if images.device.type == "cuda" and min(batch_size, len(images)) > FEW:
+            batch_size = min(batch_size, _roomy(shown, images[:FEW]))
 
         def part(rows: slice) -> Result:
             aimed = _aimed(attack, model, images[rows], goal[rows])
@@ -67,6 +74,33 @@ def run(
 
         parts = in_batches(part, len(images), batch_size)
     return Result(*(torch.cat([getattr(part, f) for part in parts]) for f in Result.__dataclass_fields__))
+
+
+def room(free: int, each: int) -> int:
+    """Images of so many bytes each that go into the free memory, a fifth of it left alone; one at least."""
+    return max(free * 4 // (5 * max(each, 1)), 1)
+
+
+def _roomy(model: Callable[[Tensor], Tensor], images: Tensor) -> int:
+    """How many images a GPU has room for, as measured by one pass of these, forward and back.
+
+    The peak that torch keeps of the device's memory begins anew.
+    """
+    device = images.device
+
+    def bytes_each(rows: slice) -> int:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        x = images[rows].clone().requires_grad_()
+        with torch.enable_grad():
+            logits = model(x)
+        if logits.requires_grad:
+            torch.autograd.grad(logits.sum(), x)
+        return (torch.cuda.max_memory_allocated(device) - before) // len(x) + COPIES * x[0].nbytes
+
+    each = max(in_batches(bytes_each, len(images), len(images)))
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return room(torch.cuda.mem_get_info(device)[0] + kept, each)
 
 
 def _aimed(attack: Attack, model: Callable[[Tensor], Tensor], x0: Tensor, goal: Goal) -> Goal:

@@ -265,7 +265,7 @@ def _peer(peer: Peer, row: LibraryAttack, seed: int, stage: Stage) -> Tensor:
 def engines(cell: Cell, peers: Sequence[str]) -> list[Engine]:
     """Who does a cell's work, the native engine first: as `bench run` has it, then with every step taken."""
     entry = native_of(cell)
-    batch = str(PASS if cell.device == "cpu" else cell.batch_size)
+    batch = str(PASS) if cell.device == "cpu" else f"≤ {cell.batch_size}"
     found = [Engine(cell.attack, partial(_native, entry, cell), f"adversarial-bench {entry.version}", batch)]
     if entry.parameters()["stop"] != "never":
         every = partial(_native, entry.configured(stop="never"), cell)

@@ -131,7 +131,7 @@ class LibraryAttack:
         """
         import torch
 
-        from attacks.models import frozen
+        from attacks.models import frozen, in_batches
 
         if self.bounded and self.eps is None:
             raise ParameterError(f"{self.name} needs eps, for example eps=0.1")
@@ -139,10 +139,11 @@ class LibraryAttack:
             batch_size = 1
         # Both libraries fail on tensors made in inference mode, and on gradients switched off.
         with torch.inference_mode(False), torch.enable_grad(), frozen(model):
-            parts = [
-                self._batch(model, images[rows], goal[rows], seeds[rows.start])
-                for rows in (slice(i, i + batch_size) for i in range(0, len(images), batch_size))
-            ]
+            parts = in_batches(
+                lambda rows: self._batch(model, images[rows], goal[rows], seeds[rows.start]),
+                len(images),
+                batch_size,
+            )
         return Result(*(torch.cat([getattr(part, f) for part in parts]) for f in Result.__dataclass_fields__))
 
     def _batch(self, model: Any, images: Tensor, goal: Goal, seed: int) -> Result:

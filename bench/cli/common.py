@@ -247,7 +247,11 @@ def slice_options(samples: int) -> Callable[[F], F]:
         adaptive_option,
         seed_option,
         device_option,
-        click.option("--batch-size", type=click.IntRange(1), help="Samples per batch.  [default: by device]"),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(1),
+            help="Samples per batch.  [default: 128 on a CPU; on a GPU what memory has room for]",
+        ),
         executor_options,
         click.option(
             "--timeout",

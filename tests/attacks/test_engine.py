@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import attacks
 from adversarial_bench.errors import UnknownNameError
 from attacks.core import Goal, ParameterError, View
-from attacks.engine import LOOKS, DetachedError
+from attacks.engine import LOOKS, DetachedError, room
 from attacks.models import PASS, Expectation, logits_of, passed
 from attacks.native import Attack
 from attacks.registry import get
@@ -496,3 +496,12 @@ def test_between_looks_nobody_leaves(linear: Linear, grey: Tensor, monkeypatch: 
     assert seen[:10] == [size for size in sizes for _ in range(3)][:10]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 24 > sizes[-1] == int((found.forwards > 9).sum())
+
+
+def test_a_gpus_batch_is_what_its_free_memory_has_room_for() -> None:
+    assert room(free=80 * 2**30, each=2**20) == 64 * 2**10
+    assert room(free=2**20, each=2**30) == 1
+    assert room(free=0, each=1) == 1
+    free = [room(100 * size, 7) for size in range(1, 50)]
+    assert free == sorted(free)
+    assert all(count * 7 <= 100 * size for size, count in enumerate(free, 1))

@@ -22,6 +22,7 @@ from attacks.api import random_targets
 from attacks.core import ParameterError, Result
 from attacks.libraries import adapter, art, foolbox
 from attacks.libraries.adapter import LibraryAttack
+from tests.conftest import Linear
 
 ROWS = (*foolbox.ATTACKS, *art.ATTACKS)
 EPS = {"linf": 0.2, "l2": 2.0, "l1": 20.0, "l0": 20}
@@ -380,3 +381,19 @@ def test_art_writes_nothing_into_the_home(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)
     assert not (tmp_path / ".art").exists()
+
+
+@pytest.mark.parametrize("name", ["foolbox/fgsm", "art/fgsm"])
+def test_a_librarys_batch_without_memory_is_halved(name: str, grey: Tensor) -> None:
+    model, seen = Linear(), []
+
+    def small(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        if len(x) > 5:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return model(x)
+
+    labels = model(grey).argmax(1)
+    found = attacks.run(name, small, grey, labels, eps=0.1)
+    assert [size for size in seen if size > 5] == [24, 12, 6]
+    torch.testing.assert_close(found.images, attacks.run(name, model, grey, labels, eps=0.1).images)
