@@ -12,7 +12,7 @@ from torch import Tensor
 from adversarial_bench.errors import UserError
 from attacks.constraints import Box
 from attacks.core import Goal, ParameterError, Result, View, per_sample
-from attacks.models import PASS, Expectation, frozen, halved, in_batches, passed, recorded
+from attacks.models import PASS, Compiled, Expectation, frozen, halved, in_batches, passed, recorded
 from attacks.native import Attack
 from attacks.objectives import closeness
 from attacks.stops import Never
@@ -58,6 +58,8 @@ def run(
         # A success may be the draw's and not the image's: it ends nothing, and a gradient's walk is not cut
         # at it. A search has no better image than the most confident one.
         attack = replace(attack, stop=Never(), keep="last" if attack.update.gradient else "confident")
+    if isinstance(model, Compiled) and attack.objective.layers():
+        model = model.model  # a compiled pass has no hooks
     if images.device.type == "cpu" and not attack.objective.layers():
         batch_size = max(batch_size, HELD // images[0].nbytes)
     with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -56,6 +57,8 @@ def passed(model: Callable[[Tensor], Tensor], x: Tensor, size: int = PASS) -> Te
 
 
 def _passed(model: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
+    if isinstance(model, Compiled) and x.requires_grad:
+        return model.step(x)
     if x.device.type != "cpu" or len(x) <= size:
         return model(x)
     return torch.cat([model(part) for part in x.split(size)])
@@ -165,10 +168,68 @@ def logits_of(
     """(N, K) logits in eval mode, without gradients; `dtype` is that of the model's weights."""
     with frozen(model), torch.no_grad():
         return torch.cat(
-            in_batches(
-                lambda rows: passed(model, images[rows].to(dtype)).to(dtype), len(images), batch_size
-            )
+            in_batches(lambda rows: passed(model, images[rows].to(dtype)).to(dtype), len(images), batch_size)
         )
+
+
+SHAPES = (64, 256, 1024)
+"""Images of a compiled pass: few sizes, since each is compiled and captured by itself."""
+
+
+class Compiled(nn.Module):
+    """A network whose passes for an attack's gradient are compiled; all its other passes are as they were.
+
+    A batch is padded to the next of SHAPES; a larger one is not compiled. Where compiling fails, or gives
+    other logits, a line on stderr says so and the network is used as it is.
+    """
+
+    def __init__(self, model: nn.Module, **how: Any) -> None:
+        """`how` is `torch.compile`'s: mode="reduce-overhead" captures CUDA graphs."""
+        super().__init__()
+        self.model = model
+        self._how = how
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._fit: dict[tuple[int, bool], bool] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def step(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) whose gradient is asked for."""
+        size = next((shape for shape in SHAPES if len(x) <= shape), None)
+        if size is None or False in self._fit.values():
+            return self.model(x)
+        kind = size, halved(x)
+        if kind not in self._fit:
+            self._fit[kind] = self._fits(x.detach(), size)
+        return self._padded(x, size) if self._fit[kind] else self.model(x)
+
+    def _padded(self, x: Tensor, size: int) -> Tensor:
+        if self._compiled is None:
+            model = self.model
+            # Of a function: a compiled module would be a second child with the same weights.
+            self._compiled = torch.compile(lambda images: model(images), dynamic=False, **self._how)
+        if x.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        whole = torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])
+        # Cloned, since a captured graph writes the next pass's logits where these are.
+        return self._compiled(whole)[: len(x)].clone()
+
+    def _fits(self, x: Tensor, size: int) -> bool:
+        try:
+            x.requires_grad_()
+            logits = self._padded(x, size)
+            torch.autograd.grad(logits.sum(), x)
+            expected = self.model(x).detach()
+            most = float(expected.abs().max()) / 100
+            torch.testing.assert_close(logits.detach(), expected, rtol=0, atol=most, check_dtype=False)
+        except Exception as error:  # whatever a compiler says, the network itself is there
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            print(f"{type(self.model).__name__} is used as it is, not compiled: {reason}", file=sys.stderr)
+            return False
+        return True
 
 
 class Expectation(nn.Module):

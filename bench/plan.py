@@ -108,6 +108,8 @@ class Task:
     """For a transfer: the source shard's file of adversarial images."""
     given_up: str = ""
     """Why the attack is not run: its samples are errors with this message."""
+    total: int = 0
+    """Samples of the cell in this run: by them it is told whether compiling the model pays."""
 
     @cached_property
     def name(self) -> str:
@@ -270,9 +272,9 @@ def tasks_of(cell: Cell, spec: RunSpec) -> list[Task]:
     dataset = zoo.describe(cell.dataset)
     build = spec.build_of(cell.model)
     if cell.goal in MADE:
-        return [Task(cell, tuple(range(dataset.classes)), build)]
+        return [Task(cell, tuple(range(dataset.classes)), build, total=dataset.classes)]
     ids = slice_ids(cell.dataset, dataset.splits["test"].size, spec.samples)
-    return [Task(cell, shard, build) for shard in shards(ids)]
+    return [Task(cell, shard, build, total=len(ids)) for shard in shards(ids)]
 
 
 def tasks_in(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Task]:

@@ -19,7 +19,9 @@ FGSM = ("run", "--model", "mnist_relu", "--attack", "fgsm", "--workers", "1")
 def shards(samples: int) -> list[tuple[int, ...]]:
     spec = RunSpec(("mnist_relu",), ("native/fgsm",), "mnist", samples, {"linf": (0.1,)})
     (cell,) = cells_of(spec, {"mnist_relu": "fingerprint"})
-    return [task.ids for task in tasks_of(cell, spec)]
+    tasks = tasks_of(cell, spec)
+    assert {task.total for task in tasks} == {samples}
+    return [task.ids for task in tasks]
 
 
 @pytest.mark.parametrize(
