@@ -62,6 +62,8 @@ def run(
         model = model.model  # a compiled pass has no hooks
     if images.device.type == "cpu" and not attack.objective.layers():
         batch_size = max(batch_size, HELD // images[0].nbytes)
+    if isinstance(model, Compiled):
+        batch_size = min(batch_size, model.shapes[-1])
     with (
         frozen(model),
         recorded(model, attack.objective.layers()) as features,

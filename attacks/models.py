@@ -172,16 +172,15 @@ def logits_of(
         )
 
 
-SHAPES = (64, 256, 1024)
-"""Images of a compiled pass: few sizes, since each is compiled and captured by itself."""
-
-
 class Compiled(nn.Module):
     """A network whose passes for an attack's gradient are compiled; all its other passes are as they were.
 
-    A batch is padded to the next of SHAPES; a larger one is not compiled. Where compiling fails, or gives
-    other logits, a line on stderr says so and the network is used as it is.
+    A batch is padded to the next of `shapes`, and has no more images than the last. Where compiling fails,
+    or gives other logits, a line on stderr says so and the network is used as it is.
     """
+
+    shapes = (64, 256, 1024)
+    """Images of a compiled pass: few sizes, since each is compiled and captured by itself."""
 
     def __init__(self, model: nn.Module, **how: Any) -> None:
         """`how` is `torch.compile`'s: mode="reduce-overhead" captures CUDA graphs."""
@@ -196,9 +195,9 @@ class Compiled(nn.Module):
 
     def step(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) whose gradient is asked for."""
-        size = next((shape for shape in SHAPES if len(x) <= shape), None)
-        if size is None or False in self._fit.values():
+        if False in self._fit.values():
             return self.model(x)
+        size = next(shape for shape in self.shapes if len(x) <= shape)
         kind = size, halved(x)
         if kind not in self._fit:
             self._fit[kind] = self._fits(x.detach(), size)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import attacks
-from attacks import models
 from attacks.models import Compiled
 
 
@@ -46,11 +45,10 @@ def counting(sizes: list[int]) -> Callable[..., Any]:
 def test_compiled_passes_change_no_result(
     name: str, net: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "SHAPES", (4, 16))
+    monkeypatch.setattr(Compiled, "shapes", (4, 16))
     sizes: list[int] = []
     labels = net(images).argmax(1)
-    settings = {"eps": 2.0, "steps": 6, "step_size": 0.3, "batch_size": 16}
-    monkeypatch.setattr("attacks.engine.HELD", 0)
+    settings = {"eps": 2.0, "steps": 6, "step_size": 0.3}
     plain = attacks.run(name, net, images, labels, **settings)
     compiled = attacks.run(name, Compiled(net, backend=counting(sizes)), images, labels, **settings)
     torch.testing.assert_close(compiled.images, plain.images, atol=1e-5, rtol=0)
