@@ -160,7 +160,7 @@ executor_options = options(
         "--workers",
         type=click.IntRange(1),
         help="Processes, or shards that a cluster has at once.  "
-        "[default: the number of cores, at most 4, on a CPU; else 1; all that a running cluster has]",
+        "[default: one per core, at most 4, or with cuda one per GPU; all that a running cluster has]",
     ),
     click.option(
         "--executor",
@@ -309,7 +309,8 @@ def executor_of(request: Request, results: Path) -> Executor:
     if name == "serial" and timeout is not None:
         raise UserError("--executor serial cannot stop an attack that hangs; --timeout takes another one")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    here = workers or (min(4, cores) if request.device == "cpu" else 1)
+    cards = _cards(request.device)
+    here = workers or (min(4, cores) if request.device == "cpu" else max(1, cards))
     if name == "ray":
         from bench.executors.ray import Ray
 
@@ -324,7 +325,16 @@ def executor_of(request: Request, results: Path) -> Executor:
         return HERE
     from bench.executors.processes import Processes
 
-    return Processes(here, timeout, spare=name is None and workers is None)
+    return Processes(here, timeout, spare=name is None and workers is None, cards=cards)
+
+
+def _cards(device: str) -> int:
+    """The GPUs that a device's name leaves to choose from: `cuda` all of them, another name none."""
+    if device != "cuda":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def show(tables: list[Table], output: Output = Output()) -> None:

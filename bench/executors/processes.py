@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -27,9 +28,14 @@ LOOK = 0.25
 """Seconds between two looks at what a worker holds."""
 
 
-def _begin(memory: float) -> None:
+def _begin(memory: float, card: int | None) -> None:
     # The driver alone answers Ctrl-C; a worker that dies of it would print its own traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if card is not None:
+        import torch
+
+        # The one that `cuda` means in this process.
+        torch.cuda.set_device(card)
     threading.Thread(target=_watch, args=(memory,), daemon=True).start()
 
 
@@ -87,16 +93,25 @@ def alone(function: Callable[..., T], *arguments: Any) -> T:
             raise WorkerError("a worker process died (killed, or out of memory)") from None
 
 
-def _pool(memory: float = inf) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=_context(), initializer=_begin, initargs=(memory,))
+def _pool(memory: float = inf, card: int | None = None) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=_context(), initializer=_begin, initargs=(memory, card))
+
+
+def idlest(cards: int, taken: Iterable[int | None]) -> int | None:
+    """Of so many GPUs the one that the fewest workers have; None where there is no choice."""
+    if cards < 2:
+        return None
+    held = Counter(taken)
+    return min(range(cards), key=lambda card: held[card])
 
 
 class _Worker:
     """A pool of one process: where it dies, it is known of which task, and the others go on."""
 
-    def __init__(self, memory: float) -> None:
-        """`memory` is how many bytes the process may hold."""
-        self.pool = _pool(memory)
+    def __init__(self, memory: float, card: int | None) -> None:
+        """`memory` is how many bytes the process may hold, `card` which of several GPUs it has."""
+        self.card = card
+        self.pool = _pool(memory, card)
         self.pid = self.pool.submit(os.getpid)
 
     def begin(self, task: Task) -> Future[Outcome | Failure]:
@@ -116,12 +131,16 @@ class _Worker:
 
 
 class Processes(Pool):
-    """A process per worker, made with its first task; it may hold its share of the memory."""
+    """A process per worker, made with its first task; it has its share of the memory, and one GPU."""
 
     deadly = (BrokenProcessPool,)
 
-    def __init__(self, workers: int, timeout: float | None = None, spare: bool = False) -> None:
+    def __init__(
+        self, workers: int, timeout: float | None = None, spare: bool = False, cards: int = 0
+    ) -> None:
+        """`cards` are the GPUs that workers are spread over."""
         self.workers = workers
+        self.cards = cards
         self.limit = inf if timeout is None else timeout
         self.spare = spare and timeout is None
         """Have a run of one shard computed by this process: making another takes seconds."""
@@ -142,7 +161,9 @@ class Processes(Pool):
             if last.done() and last.exception() is not None:
                 del self.crew[worker]
         share = SHARE * machine_memory() / self.workers
-        free = next((worker for worker, last in self.crew.items() if last.done()), None) or _Worker(share)
+        free = next((worker for worker, last in self.crew.items() if last.done()), None)
+        if free is None:
+            free = _Worker(share, idlest(self.cards, (worker.card for worker in self.crew)))
         self.crew[free] = free.begin(task)
         return self.crew[free]
 

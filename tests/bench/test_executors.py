@@ -22,6 +22,7 @@ import torch
 
 import bench
 from bench.executors import Driver, Failure, attempt
+from bench.executors.processes import idlest
 from bench.plan import cells_of, tasks_of
 from bench.runner import Outcome
 from bench.spec import RunSpec
@@ -115,6 +116,15 @@ def stored(results: Path) -> dict[str, bytes]:
         for folder in ("samples", "adv")
         for file in (run / folder).iterdir()
     }
+
+
+def test_workers_are_spread_over_the_gpus() -> None:
+    taken: list[int | None] = []
+    for _ in range(5):
+        taken.append(idlest(3, taken))
+    assert taken == [0, 1, 2, 0, 1]
+    assert idlest(3, [0, 2, 2]) == 1, "a worker that died leaves its GPU to the next"
+    assert idlest(1, []) is idlest(0, []) is None
 
 
 @pytest.mark.parametrize("name", ["processes", RAY, SLURM])
