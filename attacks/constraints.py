@@ -118,7 +118,7 @@ class Ball(Constraint):
 
 @dataclass(frozen=True)
 class Linf(Ball):
-    """max |x - x0| <= eps."""
+    """`max |x - x0| <= eps`."""
 
     norm = "linf"
 
@@ -166,7 +166,7 @@ class L1(Ball):
     norm = "l1"
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
-        """delta_i = sign(d_i) min(max(|d_i| - t, 0), room_i), t >= 0 the least that fits eps; bisected."""
+        """`delta_i = sign(d_i) min(max(|d_i| - t, 0), room_i)`, t >= 0 the least that fits eps; bisected."""
         delta = (x - x0).flatten(1).double()
         flat = x0.flatten(1).double()
         room = (1 - flat).where(delta > 0, flat)
