@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 # The docstrings are those of the checkout that the pages lie in, whatever else is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from adversarial_bench import __version__  # noqa: E402
+from adversarial_bench import __version__
 
 project = "adversarial-bench"
 version = release = __version__
@@ -23,6 +23,8 @@ html_title = f"adversarial-bench {version}"
 html_show_copyright = False
 html_copy_source = False
 
+# Two hyphens begin an option.
+smartquotes = False
 # What the docstrings mean by single backticks is code, as in Markdown.
 default_role = "code"
 # Blocks without a language are output, not Python.
@@ -32,8 +34,9 @@ nb_execution_mode = "off"
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
 autodoc_default_options = {"members": True}
 
 

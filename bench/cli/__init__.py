@@ -42,6 +42,8 @@ class Verbs(click.Group):
         if name not in VERBS:
             raise unknown("verb", name, VERBS, "bench --help")
         command: click.Command = importlib.import_module(f"bench.cli.verbs.{name}").command
+        # In each file the function has the same name.
+        command.name = name
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

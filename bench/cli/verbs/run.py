@@ -86,7 +86,7 @@ class _Precision(click.ParamType):  # type: ignore[type-arg]
     "--attack",
     default=Request.attack,
     show_default=True,
-    help="Attacks, by comma; globs; all. A glob leaves out slow attacks: all+slow, art/*+slow have them.",
+    help="Attacks, by comma; globs; all. A glob leaves out slow attacks: `all+slow`, `art/*+slow` have them.",
 )
 @weights_option
 @click.option(
