@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import seed_of
-from attacks.core import COUNTS, MADE, Entry, Goal, ParameterError, Result
-from attacks.registry import get
+from attacks.core import COUNTS, MADE, Entry, Goal, ParameterError, Result, check_count
+from attacks.registry import get, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,19 +19,65 @@ class InputError(UserError):
     """Images, labels or targets that no attack can be run on."""
 
 
-def check_images(images: Tensor, labels: Tensor) -> None:
-    """Raises InputError unless images are float32 (N, C, H, W), finite, in [0, 1], one label each."""
+def check_images(images: Tensor) -> None:
+    """Raises InputError unless images are a float32 tensor (N, C, H, W), N > 0, finite, in [0, 1]."""
     import torch
 
+    if not isinstance(images, torch.Tensor):
+        raise InputError(f"images must be a torch.Tensor (torch.as_tensor makes one); got {_kind(images)}")
     if images.dim() != 4 or len(images) == 0:
         raise InputError(f"images must be (N, C, H, W) with N > 0; got shape {tuple(images.shape)}")
     if images.dtype != torch.float32:
-        raise InputError(f"images must be float32 in [0, 1]; got {images.dtype}")
+        hint = ", which images.float() / 255 brings there" if images.dtype == torch.uint8 else ""
+        raise InputError(f"images must be float32 in [0, 1]; got {images.dtype}{hint}")
     low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 1):
         raise InputError(f"images must lie in [0, 1] and be finite; got values from {low:g} to {high:g}")
-    if labels.shape != images.shape[:1]:
-        raise InputError(f"labels must be ({len(images)},), one per image; got {tuple(labels.shape)}")
+
+
+def as_classes(what: str, given: Tensor, images: Tensor, classes: int | None) -> Tensor:
+    """Labels or targets as int64 (N,) on the images' device.
+
+    Raises InputError unless they are integers, one per image, from 0 to `classes` - 1 (None: any).
+    """
+    import torch
+
+    if not isinstance(given, torch.Tensor):
+        raise InputError(f"{what} must be a torch.Tensor (torch.as_tensor makes one); got {_kind(given)}")
+    if given.shape != images.shape[:1]:
+        raise InputError(f"{what} must be ({len(images)},), one per image; got shape {tuple(given.shape)}")
+    if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+        raise InputError(f"{what} must be integers, the numbers of classes; got {given.dtype}")
+    if classes is not None and len(outside := given[(given < 0) | (given >= classes)]):
+        raise InputError(
+            f"{what} must be from 0 to {classes - 1}: the model has {classes} outputs; got {int(outside[0])}"
+        )
+    return given.long().to(images.device)
+
+
+def classes_of(model: Callable[[Tensor], Tensor], images: Tensor) -> int:
+    """How many classes a model tells apart, by a pass over the first image.
+
+    Raises InputError for what is no model, fails on such images, or returns no logits (B, K).
+    """
+    from attacks.models import logits_of
+
+    if not callable(model):
+        hint = f"; zoo.load({model!r}) loads one" if isinstance(model, str) else ""
+        raise InputError(f"the model must be callable, images to logits; got {_kind(model)}{hint}")
+    shape = tuple(images[:1].shape)
+    try:
+        logits = logits_of(model, images[:1], 1)
+    except Exception as error:  # code of anybody's
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"the model fails on images {shape}: {first}") from error
+    if logits.dim() != 2 or len(logits) != 1:
+        raise InputError(f"the model must return logits (B, K); on images {shape} got {tuple(logits.shape)}")
+    return logits.shape[1]
+
+
+def _kind(given: object) -> str:
+    return type(given).__name__
 
 
 def default_batch(device: Any) -> int:
@@ -138,16 +184,32 @@ def run(
 ) -> Result:
     """Runs one attack and returns its images and what they cost; nobody has judged them yet.
 
-    `images` float32 (N, C, H, W) in [0, 1], `labels` int64 (N,), `eps` the radius in pixel units,
-    `targets` (N,) the classes to reach (for a generating attack, the classes to make). `ids` names
+    `name` is one of `attacks.names()`, `pgd:steps=200` a variant, `min/NAME` a least eps per sample. `model`
+    is any callable from images (B, C, H, W) in [0, 1] to logits (B, K); a module is attacked in eval mode and
+    left as it was. `images` float32 (N, C, H, W) in [0, 1], `labels` integers (N,), `eps` the radius in pixel
+    units, `targets` (N,) the classes to reach (for a generating attack, the classes to make). `ids` names
     the samples: a sample's result depends on (seed, attack, id), not on its batch. Attacks that need
     targets draw a random wrong class where none are given. `trace` keeps a native attack's objective
-    at every step.
+    at every step. `parameters` are the attack's own, which `attacks.get(name).parameters()` lists.
 
-    Raises UserError (UnknownNameError, ParameterError, InputError) for what cannot be meant.
+    Raises UserError: UnknownNameError for a name of no attack or parameter, ParameterError for a value that
+    cannot be meant, InputError for a model, images, labels or targets that cannot.
+
+    >>> import attacks, zoo
+    >>> model = zoo.load("mnist_relu")
+    >>> images, labels = zoo.data("mnist")
+    >>> result = attacks.run("pgd", model, images[:8], labels[:8], eps=0.3)
+    >>> result.images.shape
+    torch.Size([8, 1, 28, 28])
+    >>> bool((result.images - images[:8]).abs().max() <= 0.3 + 1e-6)
+    True
+    >>> int((model(result.images).argmax(1) == labels[:8]).sum())  # what still stands
+    0
+    >>> attacks.run("pgd", model, images[:8] * 255, labels[:8], eps=0.3)
+    Traceback (most recent call last):
+        ...
+    attacks.api.InputError: images must lie in [0, 1] and be finite; got values from 0 to 255
     """
-    import torch
-
     entry = get(name)
     if eps is not None:
         parameters["eps"] = eps
@@ -158,17 +220,21 @@ def run(
         if not isinstance(entry, Attack):
             raise ParameterError(f"{entry.name} keeps no trace; the native attacks that are no suite do")
         entry = dataclasses.replace(entry, trace=True)
-    check_images(images, labels)
-    labels = labels.long()
+    restarts = split(name)[1].get("restarts", restarts)
+    check_images(images)
+    batch_size = default_batch(images.device) if batch_size is None else batch_size
+    check_count("batch_size", batch_size)
+    check_count("restarts", restarts)
     ids = range(len(images)) if ids is None else ids
-    if targets is None and entry.goals[0] != "untargeted":
-        with torch.no_grad():
-            classes = model(images[:1]).shape[1]
-        targets = labels if entry.goals[0] in MADE else random_targets(labels, classes, seed, ids)
+    if len(ids) != len(images):
+        raise InputError(f"ids must be {len(images)}, one per image; got {len(ids)}")
+    classes = classes_of(model, images)
+    known = None if entry.goals[0] == "feature" else classes  # which counts a layer's channels
+    labels = as_classes("labels", labels, images, known)
     if targets is not None:
-        targets = targets.long()
-        if targets.shape != labels.shape:
-            raise InputError(f"targets must be ({len(labels)},); got {tuple(targets.shape)}")
+        targets = as_classes("targets", targets, images, known)
+    elif entry.goals[0] != "untargeted":
+        targets = labels if entry.goals[0] in MADE else random_targets(labels, classes, seed, ids)
     goal = goal_for(entry, labels, targets)
     return run_goal(
         entry,
@@ -177,6 +243,6 @@ def run(
         goal,
         seed=seed,
         ids=ids,
-        batch_size=batch_size or default_batch(images.device),
+        batch_size=batch_size,
         restarts=restarts,
     )

@@ -193,13 +193,19 @@ class Entry(Protocol):
     ) -> Result: ...
 
 
+def check_count(name: str, value: object) -> None:
+    """Raises ParameterError unless `value` is a whole number from 1 on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ParameterError(f"{name} must be a whole number from 1 on; got {value!r}")
+
+
 def check_parameter(attack: str, name: str, value: Any, known: Mapping[str, Any]) -> None:
     """Raises for a parameter that the attack does not have, or whose value cannot be meant."""
     if name not in known:
         raise unknown(f"parameter of {attack}", name, known)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if name in ("steps", "restarts") and not (isinstance(value, int) and number and value >= 1):
-        raise ParameterError(f"{name} must be a whole number from 1 on; got {value!r}")
+    if name in ("steps", "restarts"):
+        check_count(name, value)
     if name == "random_start" and not isinstance(value, bool):
         raise ParameterError(f"random_start must be true or false; got {value!r}")
     if name == "step_size" and value is not None and not (number and math.isfinite(value) and value > 0):

@@ -37,7 +37,11 @@ def origin(name: str) -> str:
 
 
 def names(tag: str | None = None) -> list[str]:
-    """The full names of all attacks, or of those with a tag."""
+    """The full names of all attacks, or of those with a tag.
+
+    >>> "art/pgd" in names(), names("noise")
+    (True, ['native/corners'])
+    """
     return [name for name, entry in catalogue().items() if tag is None or tag in entry.tags]
 
 

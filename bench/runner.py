@@ -202,7 +202,8 @@ def check_model(
     try:
         passes = passes_of(model, images)
     except Exception as error:
-        first = str(error).splitlines()[0]
+        # Some have no message, an `assert` of the user's among them.
+        first = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"the model {name} fails on images {tuple(images.shape)}: {first}") from error
     logits = passes[0]
     if logits.dim() != 2 or logits.shape[1] != classes:

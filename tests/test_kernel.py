@@ -54,3 +54,14 @@ def test_unknown_names() -> None:
     assert isinstance(error, UserError)
     assert str(error) == "unknown attack 'pdg'; did you mean pgd? (`bench list attacks` lists all)"
     assert str(unknown("tag", "zzz", ["slow", "fast"])) == "unknown tag 'zzz'; known: slow, fast"
+
+
+@pytest.mark.filterwarnings("ignore:Support for")
+def test_type_checkers_of_users_see_the_types() -> None:
+    from setuptools.config.pyprojecttoml import read_configuration
+
+    root = Path(__file__).parents[1]
+    data = read_configuration(root / "pyproject.toml", expand=False)["tool"]["setuptools"]["package-data"]
+    for package in ("adversarial_bench", "attacks", "bench", "zoo"):
+        assert (root / package / "py.typed").is_file()
+        assert "py.typed" in data[package]

@@ -361,8 +361,16 @@ def require(dataset: Dataset, count: int, split: str = "test") -> None:
 def data(name: str, split: str = "test", size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
     """Images float32 (N, C, H, W) in [0, 1] and labels int64 (N,) of a split.
 
-    Where only the first images of a split are here, those. `size`: see `describe`. Raises DataError when
-    none is here (`bench data fetch NAME` gets them) or some are damaged.
+    Where only the first images of a split are here, those. `size`: see `describe`. Raises UnknownNameError
+    for a dataset or split that is not known, DataError when no image is here (`bench data fetch NAME` gets
+    them) or some are damaged.
+
+    >>> import zoo
+    >>> images, labels = zoo.data("mnist", split="test")
+    >>> images.shape, images.dtype, labels.shape, labels.dtype
+    (torch.Size([10000, 1, 28, 28]), torch.float32, torch.Size([10000]), torch.int64)
+    >>> float(images.min()), float(images.max())
+    (0.0, 1.0)
     """
     import numpy as np
     import torch

@@ -34,7 +34,11 @@ _DEFAULTS = json.loads(
 
 
 def names(*, trained: bool = False) -> list[str]:
-    """The zoo's models; with `trained`, those whose weights are shipped."""
+    """The zoo's models; with `trained`, those whose weights are shipped.
+
+    >>> "mnist_bnn" in names(trained=True)
+    True
+    """
     return [name for name in CARDS if not trained or (WEIGHTS / f"{name}.json").exists()]
 
 
@@ -145,7 +149,19 @@ def load(
     instead, safetensors or a state dict of torch.save. `pretrained` and `num_classes` are for other people's
     models: see `zoo.models.external`. Raises ModelError for weights that are missing, damaged or of another
     shape. `NAME+SUFFIX` is the model NAME behind a transformation of its images, see `zoo.transforms`; one
-    that has no gradient gets the identity's if `adaptive`, so that attacks pass through it.
+    that has no gradient gets the identity's if `adaptive`, so that attacks pass through it. `device` is
+    torch's name of one.
+
+    Raises UnknownNameError with the nearest names for a model that is not there.
+
+    >>> import torch, zoo
+    >>> model = zoo.load("mnist_cnn+bitdepth3")
+    >>> model(torch.zeros(5, 1, 28, 28)).shape
+    torch.Size([5, 10])
+    >>> zoo.load("mnist_bn")
+    Traceback (most recent call last):
+        ...
+    adversarial_bench.errors.UnknownNameError: unknown model 'mnist_bn'; did you mean mnist_bnn ...
     """
     build = Build(None if weights is None else str(weights), pretrained, num_classes, adaptive)
     return _load(name, build).to(device).eval()
