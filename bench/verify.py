@@ -486,7 +486,7 @@ def tables(report: Report) -> list[Table]:
     left = frozenset({"model", "attack", "threat", "in"})
     for (source, model), group in lines.items():
         rates = (f"fool {model} %",) if source else ("success %", "robust %")
-        columns = [column for rate in rates for column in (rate, "again")]
+        columns = [column for rate in rates for column in (rate, rate.replace(" %", " again"))]
         heads = ("attack", "threat", "rows", "differ", "rounding", "dtype", *columns, "in")
         title = f"{source} → {model}" if source else model
         table = Table(title, heads, tuple(group), "", left, ("rounding", "dtype"))

@@ -76,9 +76,6 @@ results_option = click.option(
     show_default="$BENCH_RESULTS, else ./results",
     help="The folder that results are stored in, or its URL: s3://BUCKET/FOLDER.",
 )
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
-)
 
 
 @dataclass(frozen=True)

@@ -202,9 +202,9 @@ def test_an_honest_network_passes_and_its_verdict_stands_beside_its_figures(cli:
     words = ("run", "--model", "mnist_relu", "--attack", "native/fgsm", "--eps", "0.1", "--samples", "20")
     before = cli(*words)
     assert "not audited" in before.out
-    answer = cli("audit", "mnist_relu", "--samples", "40", "--workers", "1")
+    answer = cli("audit", "mnist_relu", "--samples", "40", "--workers", "1", "--format", "markdown")
     assert answer.code == 0
-    assert "mnist_relu · linf(0.1) · as it is" in answer.out
+    assert answer.out.startswith("### mnist_relu · linf(0.1) · as it is")
     stored = list(verdicts.stored(tmp_path / "results"))
     assert len(stored) == 1
     assert stored[0]["verdict"] in ("green", "amber")

@@ -10,16 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pandas as pd
 import pyarrow.parquet
 import pytest
 
+from bench.cli import VERBS, app
 from bench.metrics import rate
 from bench.render.table import Table, as_csv, as_latex, file_names, percent, plain, printed, write_parquet
 from tests.conftest import Answer
 
 Cli = Callable[..., Answer]
 
+RUN = ("run", "--model", "cifar_cnn@fgsm_at", "--attack", "fgsm", "--samples", "8", "--eps")
 ODD = r"50%_of{a}\b$1^2~#&<|>, [n–m] ×"
 TABLE = Table(
     "mnist · linf(0.1) · 200 of 10000 test images · clean 98.0 %",
@@ -137,7 +140,9 @@ def test_several_tables_in_one_output() -> None:
 def test_every_format_of_a_verb(cli: Cli, tmp_path: Path) -> None:
     document = cli("list", "datasets", "--json").json
     assert cli("list", "datasets", "--format", "json").json == document
-    found = pd.read_csv(io.StringIO(cli("list", "datasets", "--format", "csv").out), dtype=str)
+    found = pd.read_csv(
+        io.StringIO(cli("list", "datasets", "--format", "csv").out), dtype=str, keep_default_na=False
+    )
     assert found.to_dict("records") == document["datasets"]
     assert cli("list", "datasets", "--format", "markdown").out.startswith("### datasets\n\n| dataset |")
     assert r"\toprule" in cli("list", "datasets", "--format", "latex").out
@@ -150,6 +155,42 @@ def test_every_format_of_a_verb(cli: Cli, tmp_path: Path) -> None:
     assert list(pd.read_parquet(folder / "datasets.parquet")["dataset"]) == list(found["dataset"])
     cli("list", "transforms", "--tables", str(folder))
     assert (folder / "transforms.txt").read_text() == cli("list", "transforms").out
+
+
+def test_every_verb_that_prints_tables_exports_them() -> None:
+    for name in VERBS:
+        taken = {option.name for option in app.get_command(click.Context(app), name).params}
+        # Pages and pictures are no tables; what `figures` lists is where the pictures are.
+        assert ({"form", "tables"} <= taken) == (name not in ("report", "figures")), name
+
+
+@pytest.mark.parametrize(
+    ("words", "tables", "columns"),
+    [
+        (("data",), 1, {"dataset", "file", "state", "path"}),
+        (("status", "latest"), 2, {"run", "state", "done", "driver", "attack", "samples"}),
+        (("clean", "latest", "--dry-run"), 1, {"run", "what", "size", "why"}),
+        (("verify", "latest"), 2, {"success % low", "success again", "robust % low", "robust again", "n"}),
+        ((*RUN, "8/255", "--dry-run"), 1, {"attack", "shards", "missing", "time"}),
+        (("timing", "--epochs", "1", "--passes", "1", "--images", "64"), 1, {"epoch s", "training ratio"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_a_verb_prints_as_csv_is_tables_and_nothing_else(
+    cli: Cli, tmp_path: Path, words: tuple[str, ...], tables: int, columns: set[str]
+) -> None:
+    if "latest" in words:
+        cli("run", "--model", "mnist_bnn", "--attack", "fgsm", "--samples", "8", "--workers", "1")
+    answer = cli(*words, "--format", "csv")
+    assert answer.code == 0, answer.err
+    parts = answer.out.split("\n\n")
+    assert len(parts) == tables
+    bodies = parts if tables == 1 else [part.partition("\n")[2] for part in parts]
+    read = [pd.read_csv(io.StringIO(body)) for body in bodies]
+    assert all(len(found) for found in read)
+    assert columns <= {column for found in read for column in found}
+    assert cli(*words, "--format", "parquet", "--tables", str(tmp_path / "t")).out == ""
+    assert len(list((tmp_path / "t").iterdir())) == tables
 
 
 @pytest.mark.parametrize(
@@ -192,9 +233,6 @@ def board(tmp_path: Path) -> Path:
     folder = tmp_path / "model_info" / "cifar10" / "Linf"
     folder.mkdir(parents=True)
     return folder
-
-
-RUN = ("run", "--model", "cifar_cnn@fgsm_at", "--attack", "fgsm", "--samples", "8", "--eps")
 
 
 def test_what_robustbench_published_stands_below_and_is_not_ranked(cli: Cli, board: Path) -> None:

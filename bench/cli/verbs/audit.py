@@ -11,6 +11,7 @@ import click
 
 from attacks.core import LOSS_NAMES, SURROGATES
 from bench.cli.common import (
+    Output,
     adaptive_option,
     build_options,
     command_line,
@@ -19,8 +20,8 @@ from bench.cli.common import (
     eot_option,
     executor_of,
     executor_options,
-    json_option,
     note,
+    output_options,
     progress_bar,
     results_option,
     seed_option,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 @seed_option
 @device_option
 @results_option
-@json_option
+@output_options
 def command(
     models: tuple[str, ...],
     planted: bool,
@@ -84,7 +85,7 @@ def command(
     seed: int,
     device: str,
     results: Path,
-    as_json: bool,
+    output: Output,
 ) -> None:
     """Check whether a model's gradient can be believed.
 
@@ -124,23 +125,21 @@ def command(
     for name in names:
         with closing(executor_of(request, results)) as chosen, progress_bar() as progress:
             found.append(report.audit(name, results, executor=chosen, progress=progress, **options))
-        if not as_json:
-            show(report.tables(found[-1]))
-            note("")
-    _finish(found, planted, as_json, strict, results)
+        note(f"{name}: {found[-1].verdict}")
+    _finish(found, planted, output, strict, results)
 
 
-def _finish(found: list[Audit], planted: bool, as_json: bool, strict: bool, results: Path) -> None:
+def _finish(found: list[Audit], planted: bool, output: Output, strict: bool, results: Path) -> None:
     from bench.audit import report
 
-    if as_json:
+    if output.form == "json":
         audits = [audit.as_dict() for audit in found]
         show_json(
             {"schema": 1, "audits": audits, **({"confusion": report.confusion(found)} if planted else {})}
         )
-    elif planted:
-        show([report.confusion_table(found)])
-    if not as_json:
+    else:
+        tables = [table for audit in found for table in report.tables(audit)]
+        show([*tables, *([report.confusion_table(found)] if planted else [])], output)
         note(f"\nverdicts in {results / 'audits' / 'verdicts'}")
     if strict and any(audit.rounds[-1].colour == "red" for audit in found):
         sys.exit(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from adversarial_bench.errors import UserError
-from bench.cli.common import json_option, note, results_option, show, show_json
+from bench.cli.common import Output, note, output_options, results_option, show, show_json
 from bench.render.table import Table, size
 
 
@@ -22,7 +22,7 @@ from bench.render.table import Table, size
 @click.option("--dry-run", is_flag=True, help="Show what would go, and remove nothing.")
 @click.option("--yes", is_flag=True, help="Ask for no confirmation.")
 @results_option
-@json_option
+@output_options
 def command(
     runs: tuple[str, ...],
     older_than: str | None,
@@ -31,7 +31,7 @@ def command(
     dry_run: bool,
     yes: bool,
     results: Path,
-    as_json: bool,
+    output: Output,
 ) -> None:
     """Remove stored runs.
 
@@ -50,11 +50,12 @@ def command(
         )
     documents = [removal.as_dict() for removal in found]
     lines = tuple((each.folder.path.name, each.extent, size(each.bytes), each.why) for each in found)
-    if not as_json and found:
+    if output.form != "json" and found:
         columns = ("run", "what", "size", "why")
         title = "would be removed" if dry_run else "to be removed"
-        show([Table(title, columns, lines, f"{size(total)} in all", frozenset(columns) - {"size"})])
-    if not as_json:
+        table = Table(title, columns, lines, f"{size(total)} in all", frozenset(columns) - {"size"})
+        show([table], output)
+    if output.form != "json":
         for line in kept:
             note(f"stays: {line}")
         if not found:
@@ -65,5 +66,5 @@ def command(
             return
         for removal in found:
             clean.remove(removal)
-    if as_json:
+    if output.form == "json":
         show_json({"schema": 1, "removed": not dry_run, "bytes": total, "runs": documents, "kept": kept})

@@ -6,15 +6,15 @@ import sys
 
 import click
 
-from bench.cli.common import json_option, note, show, show_json
+from bench.cli.common import Output, note, output_options, show, show_json
 from bench.render.table import Table
 
 
 @click.command(epilog="Example:  bench data fetch mnist")
 @click.argument("action", type=click.Choice(["list", "fetch", "verify"]), default="list")
 @click.argument("name", required=False)
-@json_option
-def command(action: str, name: str | None, as_json: bool) -> None:
+@output_options
+def command(action: str, name: str | None, output: Output) -> None:
     """List, fetch and verify datasets.
 
     MNIST's test images and the first 1000 of CIFAR-10 are in the package; `fetch` gets the other images
@@ -36,10 +36,10 @@ def command(action: str, name: str | None, as_json: bool) -> None:
             # Listing says what is there; fetching and verifying read every byte.
             state = ("there" if path else "missing") if action == "list" else datasets.verify(dataset, file)
             lines.append((dataset.name, file, state, str(path or "–")))
-    if as_json:
+    if output.form == "json":
         show_json({"files": [dict(zip(("dataset", "file", "state", "path"), line)) for line in lines]})
     else:
         columns = ("dataset", "file", "state", "path")
-        show([Table("data", columns, tuple(lines), "", frozenset(columns))])
+        show([Table("data", columns, tuple(lines), "", frozenset(columns))], output)
     if action == "verify" and any(line[2] != "ok" for line in lines):
         sys.exit(1)

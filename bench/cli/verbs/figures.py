@@ -14,7 +14,6 @@ from bench.cli.common import (
     device_of,
     device_option,
     eot_option,
-    json_option,
     model_argument,
     named,
     note,
@@ -78,7 +77,7 @@ COLOURS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 @eot_option
 @seed_option
 @device_option
-@json_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 def command(
     model: str | None,
     listing: bool,

@@ -10,14 +10,15 @@ import click
 
 from adversarial_bench.files import write_text
 from bench.cli.common import (
+    Output,
     adaptive_option,
     build_options,
     device_of,
     device_option,
     eot_option,
     eps_option,
-    json_option,
     note,
+    output_options,
     progress_bar,
     results_option,
     samples_option,
@@ -60,14 +61,14 @@ SAMPLES = 200
 @seed_option
 @device_option
 @results_option
-@json_option
+@output_options
 def command(
     peers: str | None,
     rounds: int,
     threads: int | None,
     save: bool,
     results: Path,
-    as_json: bool,
+    output: Output,
     **flags: Any,
 ) -> None:
     """Race the same attack by this engine and by other libraries.
@@ -106,10 +107,10 @@ def command(
             pages = {"speed.csv": speed.records(document), "speed.md": speed.as_page(document, shown)}
             for name, text in pages.items():
                 write_text(folder / name, text)
-    if as_json:
+    if output.form == "json":
         show_json(document)
     else:
-        show(shown)
+        show(shown, output)
     if save:
         note(f"\nwritten to {folder}")
     if any(each.crashed for each in found):

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from adversarial_bench.files import write_text
-from bench.cli.common import json_option, note, results_option, show, show_json
+from bench.cli.common import Output, note, output_options, results_option, show, show_json
 
 
 @click.command(epilog="Example:  bench timing --models mnist_cnn,mnist_cnn_bn --epochs 5")
@@ -25,9 +25,9 @@ from bench.cli.common import json_option, note, results_option, show, show_json
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @results_option
-@json_option
+@output_options
 def command(
-    models: str, epochs: int, passes: int, images: int, threads: int, results: Path, as_json: bool
+    models: str, epochs: int, passes: int, images: int, threads: int, results: Path, output: Output
 ) -> None:
     """Measure training and inference time of two models.
 
@@ -82,8 +82,8 @@ def command(
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(document, indent=1) + "\n")
-    if as_json:
+    if output.form == "json":
         show_json(document)
         return
-    show([table(document)])
+    show([table(document)], output)
     note(f"stored in {path}")

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.common import Positive, StorePath, json_option, note, results_option, show, show_json
+from bench.cli.common import (
+    Output,
+    Positive,
+    StorePath,
+    note,
+    output_options,
+    results_option,
+    show,
+    show_json,
+)
 
 if TYPE_CHECKING:
     from zoo.training import Epoch
@@ -29,9 +38,15 @@ if TYPE_CHECKING:
 @click.option("--images", type=click.IntRange(1), help="Only the first so many training images.")
 @click.option("--out", type=StorePath(), help="[default: RESULTS/train]")
 @results_option
-@json_option
+@output_options
 def command(
-    name: str, threads: int, images: int | None, out: Path | None, results: Path, as_json: bool, **given: Any
+    name: str,
+    threads: int,
+    images: int | None,
+    out: Path | None,
+    results: Path,
+    output: Output,
+    **given: Any,
 ) -> None:
     """Train a model of the zoo by its recipe.
 
@@ -95,9 +110,9 @@ def command(
             on_resume=resumed,
             perturb=perturbing(recipe.adversary),
         )
-    if as_json:
+    if output.form == "json":
         show_json(manifest)
         return
-    show([curve_table(name, manifest)])
+    show([curve_table(name, manifest)], output)
     reached = f"{100 * manifest['test_accuracy']:.2f} % of {manifest['test_images']} test images"
     note(f"{reached}; weights and curve in {out or results / 'train'}")

@@ -10,9 +10,10 @@ import click
 
 from adversarial_bench.errors import UserError
 from bench.cli.common import (
+    Output,
     build_options,
-    json_option,
     note,
+    output_options,
     progress_bar,
     results_option,
     show,
@@ -49,7 +50,7 @@ Example:  bench verify latest
     help="Of weights and sums.  [default: float64 for a run, float32 for a file]",
 )
 @results_option
-@json_option
+@output_options
 def command(
     what: str,
     model: str | None,
@@ -62,7 +63,7 @@ def command(
     batch_size: int,
     dtype: str | None,
     results: Path,
-    as_json: bool,
+    output: Output,
 ) -> None:
     """Recompute a run, or a file of images, from the images alone.
 
@@ -77,7 +78,7 @@ def command(
 
     if Path(what).is_file() or what.endswith(".safetensors"):
         build = Build(weights, pretrained, num_classes)
-        _file(Path(what), model, dataset, eps, ink, build, batch_size, dtype or "float32", as_json)
+        _file(Path(what), model, dataset, eps, ink, build, batch_size, dtype or "float32", output)
         return
     given = {
         "--model": model,
@@ -90,10 +91,10 @@ def command(
     for option, value in given.items():
         if value:
             raise UserError(f"{option} goes with a file of images, and {what} is none: a run has its own")
-    _run(what, weights, batch_size, dtype or "float64", results, as_json)
+    _run(what, weights, batch_size, dtype or "float64", results, output)
 
 
-def _run(what: str, weights: str | None, batch_size: int, dtype: str, results: Path, as_json: bool) -> None:
+def _run(what: str, weights: str | None, batch_size: int, dtype: str, results: Path, output: Output) -> None:
     from bench import store, verify
 
     folder = store.find(results, what)
@@ -101,15 +102,16 @@ def _run(what: str, weights: str | None, batch_size: int, dtype: str, results: P
         report = verify.verify_run(
             folder, dtype=dtype, batch_size=batch_size, weights=weights, progress=progress
         )
-    if as_json:
+    if output.form == "json":
         show_json(verify.document(report))
     else:
-        show(verify.tables(report))
+        show(verify.tables(report), output)
         for line in report.notes:
             note(line)
         for line in report.complaints:
             note(f"bench: {line}")
-        click.echo(("\n" if report.cells else "") + verify.conclusion(report))
+        # Beside an export, which is to be read by a program.
+        click.echo(("\n" if report.cells else "") + verify.conclusion(report), err=output.form != "text")
     if not report.agrees:
         sys.exit(1)
 
@@ -123,7 +125,7 @@ def _file(
     build: Build,
     batch_size: int,
     dtype: str,
-    as_json: bool,
+    output: Output,
 ) -> None:
     from bench import submission
     from bench.plan import settle
@@ -139,9 +141,9 @@ def _file(
     verdict: Any = submission.judge(
         found, described, model, threats, build=build, batch_size=batch_size, dtype=dtype
     )
-    if as_json:
+    if output.form == "json":
         show_json(submission.document(verdict))
         return
-    show([submission.table(verdict)])
+    show([submission.table(verdict)], output)
     for line in verdict.notes:
         note(line)
