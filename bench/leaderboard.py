@@ -162,6 +162,7 @@ def tables(found: list[Standing], references: Sequence[Reference] = ()) -> list[
         "flags",
     )
     left = frozenset({"model", "audit", "strongest", "weights", "flags"})
+    minor = ("weights", "attacks")
     lines: dict[str, list[tuple[str, ...]]] = {}
     noted = set()
     for s in found:
@@ -197,7 +198,7 @@ def tables(found: list[Standing], references: Sequence[Reference] = ()) -> list[
             )
         )
     return [
-        Table(title, columns, tuple(rows), REFERENCES if title in noted else "", left)
+        Table(title, columns, tuple(rows), REFERENCES if title in noted else "", left, minor)
         for title, rows in lines.items()
     ]
 

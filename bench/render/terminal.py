@@ -1,52 +1,112 @@
-"""Tables on a terminal, by rich."""
+"""Tables on a terminal, by rich: as wide as it is, and no wider."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from bench.render.table import Table
 
+GAP = 2
+"""Spaces between columns."""
+EASY, LEAST = 30, 12
+"""To which width a column of words is wrapped before minor columns go, and after they have gone."""
+
 
 def print_tables(tables: list[Table], console: Console | None = None) -> None:
-    """Prints each table with its title and note, less the minor columns that the width has no room for."""
+    """Prints each table with its title and note, in as many columns as the terminal has.
+
+    What does not fit gives way in this order: words are wrapped, minor columns left out and named, words
+    wrapped further, and columns put into a block below, after the same first columns. A figure stays in one
+    piece, and so does a word that has room.
+    """
     console = console or Console()
     for table in tables:
         dropped = []
         for column in (c for c in table.minor if c in table.columns):
-            if (
-                _rich(table).__rich_measure__(console, console.options.update(width=500)).maximum
-                <= console.width
-            ):
+            if _length(_least(table, EASY)) <= console.width:
                 break
             table = table.without(column)
             dropped.append(column)
+        console.print(Text(table.title, style="bold"))
+        for i, block in enumerate(_blocks(table, console.width)):
+            console.print(*([""] if i else []), _rich(block, console.width), sep="\n")
         if dropped:
-            hint = f"a wider terminal shows also: {', '.join(reversed(dropped))}"
+            hint = f"a wider terminal or --format csv shows also: {', '.join(reversed(dropped))}"
             table = replace(table, note="; ".join(filter(None, (table.note, hint))))
-        console.print(_rich(table))
+        console.print(Text(table.note + "\n" if table.note else "", style="table.caption"))
 
 
-def _rich(table: Table) -> RichTable:
-    shown = RichTable(
-        title=escape(table.title),
-        caption=escape(table.note) or None,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        pad_edge=False,
-    )
-    for head in table.columns:
-        word = head in table.left
+def _column(table: Table, i: int) -> list[str]:
+    return [table.columns[i], *(row[i] for row in table.rows)]
+
+
+def _full(table: Table) -> list[int]:
+    """The width of each column in one line."""
+    return [max(map(cell_len, _column(table, i))) for i in range(len(table.columns))]
+
+
+def _least(table: Table, words: int) -> list[int]:
+    """The width of each column where words are wrapped at so many signs or more, and none is cut."""
+    return [
+        max([min(full, words), *(cell_len(word) for cell in _column(table, i) for word in cell.split())])
+        if head in table.left
+        else full
+        for i, (head, full) in enumerate(zip(table.columns, _full(table)))
+    ]
+
+
+def _length(widths: list[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def _blocks(table: Table, room: int) -> Iterator[Table]:
+    """The table in parts that fit, each of which begins with the columns that name a row."""
+    least = _least(table, LEAST)
+    words = [head in table.left for head in table.columns]
+    named = words.index(True) if True in words else 0
+    names = list(range(words.index(False, named) if False in words[named:] else 1))
+    block = list(names)
+    for i in range(len(names), len(words)):
+        if len(block) > len(names) and _length([least[j] for j in (*block, i)]) > room:
+            yield _part(table, block)
+            block = list(names)
+        block.append(i)
+    yield _part(table, block)
+
+
+def _part(table: Table, columns: list[int]) -> Table:
+    rows = tuple(tuple(row[i] for i in columns) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[i] for i in columns), rows=rows)
+
+
+def _widths(table: Table, room: int) -> list[int]:
+    """The width of each column: what is left goes to those that lack least; what lacks, the widest give."""
+    widths, full = _least(table, LEAST), _full(table)
+    spare = max(0, room - _length(widths))
+    lacking = sorted(range(len(widths)), key=lambda i: full[i] - widths[i])
+    for place, i in enumerate(lacking):
+        more = min(full[i] - widths[i], spare // (len(lacking) - place))
+        widths[i] += more
+        spare -= more
+    while _length(widths) > room and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    return widths
+
+
+def _rich(table: Table, room: int) -> RichTable:
+    shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0), pad_edge=False)
+    for head, width in zip(table.columns, _widths(table, room)):
         style = "red" if head == "flags" else None
-        justify: Literal["left", "right"] = "left" if word else "right"
-        shown.add_column(escape(head), justify=justify, no_wrap=not word, overflow="fold", style=style)
+        justify: Literal["left", "right"] = "left" if head in table.left else "right"
+        shown.add_column(Text(head), justify=justify, overflow="fold", style=style, width=width)
     for row in table.rows:
-        shown.add_row(*(escape(cell) for cell in row))
+        shown.add_row(*map(Text, row))
     return shown
