@@ -23,6 +23,8 @@ from adversarial_bench.errors import UserError
 from adversarial_bench.plugins import PluginError, Registry, complain
 from attacks.catalog import ATTACKS
 from attacks.native import Attack
+from bench.metrics import Estimate
+from bench.render.table import percent
 from bench.spec import RunSpec
 from bench.stamp import versions
 from zoo.transforms import TRANSFORMS, Transform, split
@@ -238,12 +240,16 @@ def test_the_example_of_the_docs_is_installed_and_run(tmp_path: Path) -> None:
     (broken / "entry_points.txt").write_text("[adversarial_bench.models]\nsad = not_there:MODEL\n")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
 
-    def call(*words: str) -> tuple[Any, str]:
+    def told_by(*words: str) -> tuple[str, str]:
         code = "from bench.cli import main; main()"
-        command = [sys.executable, "-W", "ignore", "-c", code, *words, "--json"]
+        command = [sys.executable, "-W", "ignore", "-c", code, *words]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout), done.stderr
+        return done.stdout, done.stderr
+
+    def call(*words: str) -> tuple[Any, str]:
+        out, err = told_by(*words, "--json")
+        return json.loads(out), err
 
     listed, told = call("list")
     origins = {next(iter(row.values())): row["from"] for rows in listed.values() for row in rows}
@@ -262,3 +268,11 @@ def test_the_example_of_the_docs_is_installed_and_run(tmp_path: Path) -> None:
     assert 0 < bare["attack_success_rate"]["value"] < 1
     assert bare["robust_accuracy"] != blurred["robust_accuracy"]
     assert 0 < bare["metrics"]["90 % linf"] <= 0.2 + 1e-6
+
+    # Once it is uninstalled, the report shows what is stored and names what it cannot say.
+    env["PYTHONPATH"] = str(ROOT)
+    _, told = told_by("report")
+    named = [line.split(": ")[1] for line in told.splitlines() if line.startswith("not known here: ")]
+    assert named == ["dataset digits", "model digits_mean", "model digits_mean+blur3", "attack native/darken"]
+    board = (tmp_path / "results" / "report" / "index.html").read_text()
+    assert percent(Estimate(**bare["robust_accuracy"])) in board

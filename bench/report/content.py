@@ -6,7 +6,7 @@ import csv
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,6 +70,8 @@ class Report:
     model_flags: dict[str, list[str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     """A line for each run that is not shown."""
+    unknown: list[str] = field(default_factory=list)
+    """A line for each dataset, model and attack of theirs that is not here, so that less is shown of it."""
     audits: list[dict[str, Any]] = field(default_factory=list)
     times: list[Table] = field(default_factory=list)
 
@@ -98,7 +100,33 @@ def read(results: Path, images: int) -> Report:
     report.standings = ranked(best, report.audits)
     report.attacked = [records[key] for key in sorted(records)]
     report.times = list(_times(results))
+    report.unknown = list(_unknown(report.attacked))
     return report
+
+
+def _unknown(attacked: Sequence[Attacked]) -> Iterator[str]:
+    """A plug-in may have been uninstalled, a file of the user's moved."""
+    from attacks.registry import get
+
+    finders: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
+        ("dataset", "neither its images nor its classes' names", zoo.describe),
+        ("model", "not what it is", zoo.card),
+        ("attack", "not what it is", get),
+    )
+    for kind, lacking, find in finders:
+        for name in dict.fromkeys(each.head[kind] for each in attacked):
+            try:
+                find(name)
+            except UserError as error:
+                yield f"{kind} {name}: {lacking}: {error}"
+
+
+def naming(dataset: str) -> Callable[[int], str]:
+    """What a dataset calls a class, by its label: the number, where the dataset is not known here."""
+    try:
+        return zoo.describe(dataset).called
+    except UserError:
+        return lambda label: "?" if label < 0 else str(label)
 
 
 def _document(folder: RunFolder) -> dict[str, Any]:
@@ -158,10 +186,9 @@ def _enter(
 def _confusion(rows: pd.DataFrame, case: WorstCase) -> Table:
     import pandas as pd
 
-    dataset = zoo.describe(case.dataset)
     tried = attempts(rows, case.norm, case.eps)
     # Where nothing was broken, no attack is the strongest, and any of them leaves the classes as they are.
-    tried = tried[tried["attack"] == case.strongest] if case.strongest in set(tried["attack"]) else tried
+    tried = tried[tried["attack"] == case.strongest] if (tried["attack"] == case.strongest).any() else tried
     exact = tried[tried["eps"] == case.eps]
     tried = (exact if len(exact) else tried).drop_duplicates("sample_id")
     # An image that is farther away than the radius allows counts as none: the sample keeps its class.
@@ -171,11 +198,12 @@ def _confusion(rows: pd.DataFrame, case: WorstCase) -> Table:
     cut = len(labels) > CLASSES
     labels = labels[:CLASSES] if cut else labels
     counts = counts.reindex(index=[label for label in labels if label >= 0], columns=labels, fill_value=0)
+    called = naming(case.dataset)
     lines = tuple(
-        (dataset.called(int(label)), *(str(count) if count else "·" for count in line), str(sum(line)))
+        (called(int(label)), *(str(count) if count else "·" for count in line), str(sum(line)))
         for label, line in zip(counts.index, counts.to_numpy().tolist())
     )
-    heads = tuple(dataset.called(int(label)) for label in labels)
+    heads = tuple(called(int(label)) for label in labels)
     threat = threat_name(case.norm, math.nan if case.eps is None else case.eps)
     title = f"{case.dataset} · {threat} · strongest attack: {case.strongest}"
     note = "rows: true class; columns: what its images are called under the attack, wrong before or not"

@@ -25,7 +25,7 @@ from bench.leaderboard import Attacked, Standing, document, made_with
 from bench.metrics import DISTANCE
 from bench.render.figure import Curve, Rates
 from bench.render.table import Table, number, percent, setting, spread
-from bench.report.content import Report
+from bench.report.content import Report, naming
 from bench.report.gallery import save_sprite
 from bench.store import StoreError, writing
 from bench.views import threat_name
@@ -106,7 +106,12 @@ def _pages(report: Report, folder: Path, images: int) -> None:
     page("gallery.html", "gallery.html", images=images, data=_gallery(report, folder))
     page("times.html", "times.html", costs=cost_table(report.attacked), times=report.times)
     page("runs.html", "runs.html", found=_runs(report))
-    whole = {**document(report.standings), "left_out": report.left_out, "version": __version__}
+    whole = {
+        **document(report.standings),
+        "left_out": report.left_out,
+        "unknown": report.unknown,
+        "version": __version__,
+    }
     (folder / MARK).write_text(json.dumps(whole, separators=(",", ":"), allow_nan=False) + "\n")
 
 
@@ -129,6 +134,7 @@ def _environment(models: Iterable[str], attacks: Iterable[str], report: Report) 
         version=__version__,
         runs=len(report.runs),
         left_out=report.left_out,
+        unknown=report.unknown,
         stamp=stamps[0] + others,
     )
     environment.filters.update(order=order, light=light, zip=zip)
@@ -448,27 +454,27 @@ def _gallery(report: Report, folder: Path) -> dict[str, Any]:
         shown = report.gallery.get(each.key)
         if not shown:
             continue
-        dataset = zoo.describe(each.head["dataset"])
+        called = naming(each.head["dataset"])
         name = f"{digest(each.key)[:16]}.png"
         save_sprite(shown, folder / "gallery" / name)
         cells.append(
             {
-                "dataset": dataset.name,
+                "dataset": each.head["dataset"],
                 "model": each.head["model"],
                 "attack": each.head["attack"],
                 "threat": each.threat,
                 "norm": DISTANCE[each.head["norm"]],
                 "file": f"gallery/{name}",
-                "shape": list(dataset.shape[1:]),
+                "shape": list(shown[0].original.shape[1:]),
                 "success": percent(each.metrics.attack_success_rate),
                 "n": each.metrics.attack_success_rate.n,
                 "flags": "; ".join(each.metrics.flags),
                 "images": [
                     [
-                        dataset.called(image.row["label"]),
-                        dataset.called(image.row["clean_label"]),
+                        called(image.row["label"]),
+                        called(image.row["clean_label"]),
                         _rounded(image.row["clean_confidence"]),
-                        dataset.called(image.row["adv_label"]),
+                        called(image.row["adv_label"]),
                         _rounded(image.row["adv_confidence"]),
                         image.outcome,
                         _rounded(image.distance),

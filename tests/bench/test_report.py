@@ -307,6 +307,32 @@ def test_runs_that_cannot_be_shown_are_named_and_the_others_shown(copied: Path, 
     assert (copied / "report" / "index.html").is_file()
 
 
+def test_what_is_not_here_any_more_is_named_and_its_figures_shown(
+    cli: Cli, tmp_path: Path, mnist: tuple[Tensor, Tensor]
+) -> None:
+    model, images = tmp_path / "mine.py", tmp_path / "mine.npz"
+    model.write_text(USERS)
+    np.savez(images, images=mnist[0][:20].numpy(), labels=mnist[1][:20].numpy())
+    rest = ("--attack", "fgsm", "--samples", "20", "--workers", "1")
+    cli("run", "--model", f"{model}:build", "--dataset", f"npz:{images}", *rest)
+    assert "not known here" not in cli("report").err
+    before = Parsed(tmp_path / "results" / "report" / "index.html").records()
+    model.unlink()
+    images.unlink()
+    answer = cli("report")
+    assert answer.code == 0, answer.err
+    (dataset, of_model) = (line for line in answer.err.splitlines() if line.startswith("not known here: "))
+    assert f"dataset npz:{images}" in dataset
+    assert f"model {model}:build" in of_model
+    site = tmp_path / "results" / "report"
+    assert Parsed(site / "index.html").records() == before
+    assert gallery(site) == []
+    assert "Not known here" in Parsed(site / "runs.html").text
+    (page,) = (site / "models").iterdir()
+    heads = [table[0] for table in Parsed(page).tables]
+    assert ["true", *map(str, range(10)), "n"] in heads, "classes by their numbers"
+
+
 @pytest.mark.parametrize(
     ("cell", "number"),
     [("97.0 [91.5–98.9]", 97.0), ("10 000", 10000.0), ("−0.5", -0.5), ("∞", END), ("–", -END)],

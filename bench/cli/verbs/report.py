@@ -40,6 +40,8 @@ def command(out: Path | None, images: int, results: Path) -> None:
     write(report, folder, images)
     for line in report.left_out:
         note(f"left out: {line}")
+    for line in report.unknown:
+        note(f"not known here: {line}")
     models = {standing.case.model for standing in report.standings}
     attacks = {each.head["attack"] for each in report.attacked}
     note(
