@@ -445,12 +445,13 @@ def test_a_batch_without_memory_is_halved_and_nothing_else_changes(
 def test_a_single_image_without_memory_is_the_devices_error(grey: Tensor) -> None:
     model = Small(no_gpu_memory)
     model.room = 0
+    pgd, goal = get("pgd").configured(eps=0.1), Goal("untargeted", torch.zeros(24).long())
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        attacks.run("pgd", model, grey, torch.zeros(24).long(), eps=0.1)
+        pgd.run(model, grey, goal, range(24), 24)
     assert model.seen == [24, 12, 6, 3, 1]
     model.refuse, model.seen = lambda: torch.zeros(2) + torch.zeros(3), []
     with pytest.raises(RuntimeError, match="size of tensor"):
-        attacks.run("pgd", model, grey, torch.zeros(24).long(), eps=0.1)
+        pgd.run(model, grey, goal, range(24), 24)
     assert model.seen == [24], "another error is no matter of the batch"
 
 
@@ -492,6 +493,7 @@ def test_between_looks_nobody_leaves(linear: Linear, grey: Tensor, monkeypatch: 
     labels = linear(grey).argmax(1)
     seen.clear()
     found = attacks.run("pgd", linear, grey, labels, eps=eps, steps=10, step_size=eps / 8)
+    assert seen.pop(0) == 1, "the image that tells how many classes there are"
     sizes = [*seen[:10:3]]
     assert seen[:10] == [size for size in sizes for _ in range(3)][:10]
     assert sizes == sorted(sizes, reverse=True)

@@ -148,8 +148,8 @@ def test_the_schema_is_of_the_same_fields(cli: Cli) -> None:
     assert all(value["description"] for value in schema["properties"].values())
 
 
-def test_the_example_in_the_readme_is_read(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_example_of_the_docs_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "attack.md").read_text()
     file = tmp_path / "sweep.yaml"
-    file.write_text(re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)[0])
+    file.write_text(re.findall(r"```yaml sweep.yaml\n(.*?)```", page, re.DOTALL)[0])
     assert {"model", "attack", "eps"} <= set(read(file))
