@@ -25,13 +25,13 @@ def print_tables(tables: list[Table], console: Console | None = None) -> None:
 
     What does not fit gives way in this order: words are wrapped, minor columns left out and named, words
     wrapped further, and columns put into a block below, after the same first columns. A figure stays in one
-    piece, and so does a word that has room.
+    piece, and so does a word that is not as long as half the terminal is wide.
     """
     console = console or Console()
     for table in tables:
         dropped = []
         for column in (c for c in table.minor if c in table.columns):
-            if _length(_least(table, EASY)) <= console.width:
+            if _length(_least(table, console.width, EASY)) <= console.width:
                 break
             table = table.without(column)
             dropped.append(column)
@@ -53,10 +53,17 @@ def _full(table: Table) -> list[int]:
     return [max(map(cell_len, _column(table, i))) for i in range(len(table.columns))]
 
 
-def _least(table: Table, words: int) -> list[int]:
-    """The width of each column where words are wrapped at so many signs or more, and none is cut."""
+def _least(table: Table, room: int, words: int) -> list[int]:
+    """The width of each column where words are wrapped at so many signs, but within none, unless it is long.
+
+    That is longer than half the terminal: a run's id, a path.
+    """
     return [
-        max([min(full, words), *(cell_len(word) for cell in _column(table, i) for word in cell.split())])
+        min(
+            max([words, *(cell_len(word) for cell in _column(table, i) for word in cell.split())]),
+            full,
+            room // 2,
+        )
         if head in table.left
         else full
         for i, (head, full) in enumerate(zip(table.columns, _full(table)))
@@ -68,28 +75,28 @@ def _length(widths: list[int]) -> int:
 
 
 def _blocks(table: Table, room: int) -> Iterator[Table]:
-    """The table in parts that fit, each of which begins with the columns that name a row."""
-    least = _least(table, LEAST)
+    """The table in parts that fit, each of which begins with the columns that name a row.
+
+    Rows of which a later part has nothing to say are left out there.
+    """
+    least = _least(table, room, LEAST)
     words = [head in table.left for head in table.columns]
     named = words.index(True) if True in words else 0
-    names = list(range(words.index(False, named) if False in words[named:] else 1))
-    block = list(names)
+    names = range(words.index(False, named) if False in words[named:] else 1)
+    groups: list[list[int]] = [[]]
     for i in range(len(names), len(words)):
-        if len(block) > len(names) and _length([least[j] for j in (*block, i)]) > room:
-            yield _part(table, block)
-            block = list(names)
-        block.append(i)
-    yield _part(table, block)
-
-
-def _part(table: Table, columns: list[int]) -> Table:
-    rows = tuple(tuple(row[i] for i in columns) for row in table.rows)
-    return replace(table, columns=tuple(table.columns[i] for i in columns), rows=rows)
+        if groups[-1] and _length([least[j] for j in (*names, *groups[-1], i)]) > room:
+            groups.append([])
+        groups[-1].append(i)
+    for group in groups:
+        told = [row for row in table.rows if group is groups[0] or any(row[i] for i in group)]
+        columns, *rows = (tuple(row[i] for i in (*names, *group)) for row in (table.columns, *told))
+        yield replace(table, columns=columns, rows=tuple(rows))
 
 
 def _widths(table: Table, room: int) -> list[int]:
     """The width of each column: what is left goes to those that lack least; what lacks, the widest give."""
-    widths, full = _least(table, LEAST), _full(table)
+    widths, full = _least(table, room, LEAST), _full(table)
     spare = max(0, room - _length(widths))
     lacking = sorted(range(len(widths)), key=lambda i: full[i] - widths[i])
     for place, i in enumerate(lacking):

@@ -35,7 +35,7 @@ BOARD = Table(
             "83",
             "native/apgd_ce:restarts=5",
             "0123456789ab",
-            FLAGS,
+            FLAGS if rank > 1 else "",
         )
         for rank, model in enumerate(("mnist_cnn@pgd_at", "mnist_cnn+bitdepth3+jpeg50"), start=1)
     ),
@@ -65,7 +65,7 @@ def test_a_table_with_room_is_one_block_and_whole() -> None:
     assert lines[1].split() == " ".join(BOARD.columns).split()
     assert len(lines) == 1 + 2 + 2 + 2
     for row, line in zip(BOARD.rows, lines[3:]):
-        assert re.split(r" {2,}", line.strip()) == list(row)
+        assert re.split(r" {2,}", line.strip()) == [cell for cell in row if cell]
     assert lines[-2].strip() == "a note"
 
 
@@ -95,6 +95,13 @@ def test_what_does_not_fit_goes_on_below_beside_the_same_names(table: Table, wid
     if table is BOARD:
         wrapped = re.sub(r"\s+", " ", " ".join(line[-width // 2 :] for line in lines))
         assert "standard;" in wrapped
+
+
+def test_a_block_below_leaves_out_rows_that_have_nothing_in_it() -> None:
+    lines = shown(BOARD, 60)
+    flags = next(i for i, line in enumerate(lines) if line.rstrip().endswith("flags"))
+    assert "bitdepth3" in lines[flags + 2]
+    assert not any("pgd_at" in line for line in lines[flags:])
 
 
 def test_a_word_longer_than_the_terminal_is_cut_and_not_lost() -> None:

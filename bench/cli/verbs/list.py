@@ -87,7 +87,7 @@ def _models(pattern: str | None) -> Table:
         "torchvision:NAME (listed by `bench list models 'timm:resnet*'`), and NAME+jpeg50, any network "
         "behind transforms (`bench list transforms`)"
     )
-    return Table("models", columns, tuple(lines), note, left)
+    return Table("models", columns, tuple(lines), note, left, minor=("what it is", "source"))
 
 
 def _attacks(tag: str | None) -> Table:
