@@ -116,7 +116,7 @@ def outcomes(
     `tested` are clean outcomes on more images than the run's, where somebody has classified them.
     """
     found: dict[str, dict[str, pd.Series]] = {CLEAN: {}}
-    for model, own in rows[~rows["goal"].isin(MADE)].groupby("model", sort=False):
+    for model, own in rows[~rows["goal"].isin(MADE)].groupby("model", sort=False, observed=True):
         samples = own.drop_duplicates("sample_id").set_index("sample_id")
         found[CLEAN][str(model)] = samples["clean_label"] == samples["label"]
         for norm, eps in threats(own, radii):
@@ -204,10 +204,12 @@ class Breaker:
 def breakers(rows: pd.DataFrame, radii: views.Radii) -> list[Breaker]:
     """Every attack, the one that most hangs on first, where there are two and either broke anything."""
     found = []
-    for model, own in rows.groupby("model", sort=False):
+    for model, own in rows.groupby("model", sort=False, observed=True):
         for norm, eps in threats(own, radii):
             tried = attempts(own, norm, eps)
-            fell = tried.groupby(["sample_id", "attack"])["fell"].max().unstack(fill_value=False)
+            fell = (
+                tried.groupby(["sample_id", "attack"], observed=True)["fell"].max().unstack(fill_value=False)
+            )
             if fell.shape[1] < 2 or not fell.any(axis=None):
                 continue
             once = fell[fell.sum(axis=1) == 1]
@@ -399,7 +401,7 @@ def naive_attack_findings(rows: pd.DataFrame, radii: views.Radii) -> list[str]:
     of the samples, by their interval's low end, fell to other attacks only.
     """
     said = []
-    for model, own in rows[~rows["goal"].isin(MADE)].groupby("model", sort=False):
+    for model, own in rows[~rows["goal"].isin(MADE)].groupby("model", sort=False, observed=True):
         for norm, eps in threats(own, radii):
             tried = attempts(own, norm, eps)
             made_by = tried["member"].where(tried["member"] != "", tried["attack"])
@@ -482,7 +484,7 @@ def curves(rows: pd.DataFrame, radii: views.Radii) -> dict[str, list[Curve]]:
     for norm in sorted(plain["norm"].unique(), key=list(DISTANCE).index):
         of_norm = plain[plain["norm"] == norm]
         asked = tuple(sorted({eps for _, eps in threats(of_norm, radii) if eps is not None}))
-        by_model = {str(model): own for model, own in of_norm.groupby("model", sort=False)}
+        by_model = {str(model): own for model, own in of_norm.groupby("model", sort=False, observed=True)}
         if of_norm["eps"].isna().any():
             bests = {model: distance.best(own, norm) for model, own in by_model.items()}
             grid = _grid(bests.values(), asked)

@@ -123,7 +123,7 @@ def norms(rows: pd.DataFrame) -> list[Norm]:
     """Every model and norm with a minimal-norm attack, in the order in which they come."""
     found = []
     plain = rows[~rows["goal"].isin(MADE) & rows["norm"].isin(RADIUS_NORMS)]
-    for (model, norm), group in plain.groupby(["model", "norm"], sort=False):
+    for (model, norm), group in plain.groupby(["model", "norm"], sort=False, observed=True):
         minimal = group[group["eps"].isna()]
         if minimal.empty:
             continue
@@ -131,7 +131,10 @@ def norms(rows: pd.DataFrame) -> list[Norm]:
         eps0 = furthest(best(minimal, str(norm)))
         if math.isnan(eps0):
             eps0 = furthest(bests)
-        attacks = [_found(cell, str(norm), bests, eps0) for _, cell in minimal.groupby("cell", sort=False)]
+        attacks = [
+            _found(cell, str(norm), bests, eps0)
+            for _, cell in minimal.groupby("cell", sort=False, observed=True)
+        ]
         attacks.sort(key=lambda a: -1 if math.isnan(a.optimality) else a.optimality, reverse=True)
         found.append(Norm(str(model), str(norm), group, bests, eps0, tuple(attacks)))
     return found
@@ -204,7 +207,7 @@ def prices(rows: pd.DataFrame, norm: str, eps: float | None) -> list[Price]:
     if eps is not None:
         inside = inside[inside["eps"].isna() | (inside["eps"] == eps)]
     found = []
-    for _, cell in inside.groupby("cell", sort=False):
+    for _, cell in inside.groupby("cell", sort=False, observed=True):
         judged = cell[(cell["clean_label"] == cell["label"]) & (cell["status"] != "error")]
         if judged.empty:
             continue

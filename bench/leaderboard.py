@@ -77,7 +77,7 @@ def standings(results: Path) -> tuple[list[Standing], list[Attacked]]:
 def enter_cases(best: Cases, document: dict[str, Any], rows: pd.DataFrame) -> list[WorstCase]:
     """Enters the worst cases of a run's own rows where they bound a model lower; returns those."""
     entered = []
-    for model, of_model in rows.groupby("model", sort=False):
+    for model, of_model in rows.groupby("model", sort=False, observed=True):
         for norm, eps in threats(of_model, document["spec"]["eps"]):
             case = worst_case(of_model, norm, eps)
             if case is None:
@@ -104,7 +104,8 @@ def counted(results: Path) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
 
 def own_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Of a run's rows those of attacks on the models themselves, transfers left out."""
-    return rows[rows["source"] == ""]
+    own = rows["source"] == ""
+    return rows if own.all() else rows[own]
 
 
 def ranked(best: Cases, audits: list[dict[str, Any]]) -> list[Standing]:
@@ -260,21 +261,24 @@ Records = dict[tuple[str, ...], Attacked]
 """By `Attacked.key`."""
 
 
-def enter_attacks(found: Records, run: str, rows: pd.DataFrame) -> list[Attacked]:
-    """Enters the cells of a run's own rows where no run before had as many samples; returns those."""
+def enter_attacks(found: Records, run: str, rows: pd.DataFrame) -> list[tuple[Attacked, pd.DataFrame]]:
+    """Enters the cells of a run's own rows where no run before had as many samples.
+
+    Returns those, each with its rows.
+    """
     entered = []
     for head, group in cells(rows):
-        fooled = group[group["success"] & (group["status"] == "ok")]
+        fooled = group["success"] & (group["status"] == "ok")
         attacked = Attacked(
             head,
             cell_metrics(group),
-            median(fooled[DISTANCE[head["norm"]]]),
+            median(group.loc[fooled, DISTANCE[head["norm"]]]),
             float(group["seconds"].sum()),
             run,
         )
         if attacked.key not in found or found[attacked.key].metrics.n < attacked.metrics.n:
             found[attacked.key] = attacked
-            entered.append(attacked)
+            entered.append((attacked, group))
     return entered
 
 

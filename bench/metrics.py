@@ -203,23 +203,24 @@ def cell_metrics(rows: pd.DataFrame) -> CellMetrics:
     error = rows["status"] == "error"
     judged = ~error if fooling_image else right & ~error
     success = rows["success"] & judged
-    fooled = rows[success]
-    attacked = rows[judged]
     n, k = len(rows), 0 if fooling_image else len(rows)
-    backwards = float(attacked["backwards"].sum())
+    # Column by column: a frame of the chosen rows would copy all that they hold.
+    confidence, distance = rows.loc[success, "adv_confidence"], rows.loc[success, DISTANCE[norm]]
+    forwards, backwards = rows.loc[judged, "forwards"], rows.loc[judged, "backwards"]
+    passes = float(backwards.sum())
     return CellMetrics(
         n=n,
         clean_accuracy=rate(int(right.sum()), k),
         robust_accuracy=rate(int((judged & ~broken(rows)).sum()), k),
         attack_success_rate=rate(int(success.sum()), int(judged.sum())),
-        confidence_fooled=mean(fooled["adv_confidence"]),
-        confident_share=rate(int((fooled["adv_confidence"] >= CONFIDENT).sum()), int(judged.sum())),
-        median_distance=float(fooled[DISTANCE[norm]].median()) if len(fooled) else math.nan,
-        forwards_per_sample=float(attacked["forwards"].mean()) if len(attacked) else math.nan,
-        backwards_per_sample=float(attacked["backwards"].mean()) if len(attacked) else math.nan,
+        confidence_fooled=mean(confidence),
+        confident_share=rate(int((confidence >= CONFIDENT).sum()), int(judged.sum())),
+        median_distance=float(distance.median()) if len(distance) else math.nan,
+        forwards_per_sample=float(forwards.mean()) if len(forwards) else math.nan,
+        backwards_per_sample=float(backwards.mean()) if len(backwards) else math.nan,
         errors=int(error.sum()),
         infeasible=int((judged & ~rows["feasible"]).sum()),
-        zero_gradient_share=float(attacked["zero_gradients"].sum()) / backwards if backwards else 0.0,
+        zero_gradient_share=float(rows.loc[judged, "zero_gradients"].sum()) / passes if passes else 0.0,
         not_finite=int((judged & (rows["adv_label"] == -1)).sum()),
         blind=int((success & rows["member"].isin(SEARCHES)).sum()),
     )
@@ -285,9 +286,10 @@ def attempts(rows: pd.DataFrame, norm: str, eps: float | None) -> pd.DataFrame:
     misclassified. A minimal-norm attack, or one run at a smaller eps, counts where the distance that was
     measured fits.
     """
-    inside = rows[(rows["norm"] == norm) & ~rows["goal"].isin(MADE)]
+    chosen = (rows["norm"] == norm) & ~rows["goal"].isin(MADE)
     if eps is not None:
-        inside = inside[inside["eps"].isna() | (inside["eps"] <= eps + TOLERANCE)]
+        chosen &= rows["eps"].isna() | (rows["eps"] <= eps + TOLERANCE)
+    inside = rows[chosen]
     within = inside[norm] <= eps + TOLERANCE if eps is not None else True
     right = inside["clean_label"] == inside["label"]
     return inside.assign(right=right, fell=broken(inside) & within & right, error=inside["status"] == "error")
@@ -312,7 +314,7 @@ def worst_case(rows: pd.DataFrame, norm: str, eps: float | None) -> WorstCase | 
     if tried.empty:
         return None
     samples = standing(tried)
-    by_attack = tried.assign(cost=tried["forwards"] + tried["backwards"]).groupby("attack")
+    by_attack = tried.assign(cost=tried["forwards"] + tried["backwards"]).groupby("attack", observed=True)
     attacks = by_attack.agg(fell=("fell", "sum"), error=("error", "max"), cost=("cost", "sum"))
     attacks = attacks.sort_values(["fell", "cost"], ascending=[False, True], kind="stable")
     return WorstCase(

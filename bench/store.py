@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -236,18 +235,15 @@ class RunFolder:
                     f"{self.path} has no shard of {len(absent)} of its {len(current)} cells; "
                     "the run's own command computes them again"
                 )
-        # Of a long run there are thousands of shards: a frame each takes ten times as long as one per cell.
         with ThreadPoolExecutor() as readers:
             shards = list(readers.map(self._shard, names))
-        frames = []
-        for _, group in itertools.groupby(shards, key=lambda shard: shard[0]["key"]):
-            of_cell = list(group)
-            frame = concat_tables([table for _, table in of_cell]).to_pandas()
-            lengths = [table.num_rows for _, table in of_cell]
-            shares = [found["seconds"] / max(count, 1) for (found, _), count in zip(of_cell, lengths)]
-            seconds = [share for share, count in zip(shares, lengths) for _ in range(count)]
-            frames.append(label_rows(frame, cell_of(of_cell[0][0]["cell"]), seconds))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*CELL_COLUMNS])
+        if not shards:
+            return pd.DataFrame(columns=[*CELL_COLUMNS])
+        # Of a long run there are thousands of shards, and a frame of each would take most of the time.
+        tables = [table for _, table in shards]
+        rows = concat_tables(tables, promote_options="permissive").to_pandas(strings_to_categorical=True)
+        owners = [(cell_of(found["cell"]), found["seconds"]) for found, _ in shards]
+        return label_rows(rows, owners, [table.num_rows for table in tables])
 
     def _shard(self, name: str) -> tuple[dict[str, Any], pyarrow.Table]:
         """A shard's receipt and its rows. Raises StoreError for what is damaged, or of an older version."""
@@ -257,7 +253,8 @@ class RunFolder:
         try:
             content = self.files(name)[1].read_bytes()
             if found and hashlib.sha256(content).hexdigest() == found["rows_sha256"]:
-                return found, parquet.read_table(BufferReader(content), use_threads=False)
+                # `read_table` would make a dataset of each file, which takes longer than to read it.
+                return found, parquet.ParquetFile(BufferReader(content)).read(use_threads=False)
         except (OSError, ArrowException):
             pass
         raise StoreError(
@@ -290,21 +287,39 @@ def _texts(values: Iterable[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def label_rows(rows: pd.DataFrame, cell: Cell, seconds: float | Sequence[float]) -> pd.DataFrame:
-    """Sample rows with the columns that say which cell they are of, and the seconds of each sample."""
-    eps = float("nan") if cell.threat.eps is None else cell.threat.eps
-    values = (
-        cell.model,
-        cell.attack,
-        cell.threat.norm,
-        eps,
-        cell.goal,
-        cell.dataset,
-        cell.source or "",
-        cell.key,
-        seconds,
-    )
-    return rows.assign(**dict(zip(CELL_COLUMNS, values)))
+def label_rows(
+    rows: pd.DataFrame, owners: Sequence[tuple[Cell, float]], lengths: Sequence[int]
+) -> pd.DataFrame:
+    """Sample rows with the columns that say which cell they are of, and the seconds of each sample.
+
+    The rows are those of one shard after another: of each, its cell, its seconds and how many rows it has.
+    Names are categories, since each stands in thousands of rows.
+    """
+    import numpy as np
+    import pandas as pd
+
+    values = [
+        (
+            cell.model,
+            cell.attack,
+            cell.threat.norm,
+            float("nan") if cell.threat.eps is None else cell.threat.eps,
+            cell.goal,
+            cell.dataset,
+            cell.source or "",
+            cell.key,
+            seconds / max(length, 1),
+        )
+        for (cell, seconds), length in zip(owners, lengths)
+    ]
+    labels = {}
+    for name, column in zip(CELL_COLUMNS, zip(*values)):
+        if isinstance(column[0], str):
+            named = pd.Categorical(column)
+            labels[name] = pd.Categorical.from_codes(np.repeat(named.codes, lengths), dtype=named.dtype)
+        else:
+            labels[name] = np.repeat(column, lengths)
+    return rows.assign(**labels)
 
 
 def location(text: str) -> Path:

@@ -282,7 +282,7 @@ class _Verifier:
             clean = self.clean[key]
         checked = check_rows(case, clean, first, network.others(self.dtype, self.batch_size))
         frames = {
-            frame: label_rows(getattr(checked, frame), cell, shard.seconds / max(len(shard.rows), 1))
+            frame: label_rows(getattr(checked, frame), [(cell, shard.seconds)], [len(shard.rows)])
             for frame in ("stored", "first", "settled")
         }
         return cell, replace(checked, **frames, differs=checked.differs.assign(image=replaced))

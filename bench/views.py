@@ -48,7 +48,7 @@ def threat_name(norm: str, eps: float | None) -> str:
 
 def cells(rows: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Each cell's head and its rows, in the order in which they come."""
-    for _, group in rows.groupby("cell", sort=False):
+    for _, group in rows.groupby("cell", sort=False, observed=True):
         first = group.iloc[0]
         names = ("model", "attack", "norm", "eps", "goal", "dataset", "source", "cell")
         yield {name: first[name] for name in names}, group
@@ -72,7 +72,7 @@ def attack_tables(rows: pd.DataFrame, flags: dict[str, list[str]]) -> list[Table
     """A table per model and threat model: one line per attack, the most successful first."""
     found = []
     plain = rows[~rows["goal"].isin(MADE)]
-    for (model, norm), of_norm in plain.groupby(["model", "norm"], sort=False):
+    for (model, norm), of_norm in plain.groupby(["model", "norm"], sort=False, observed=True):
         by_eps = of_norm.assign(budget=of_norm["eps"].fillna(-1.0))
         for eps, group in by_eps.groupby("budget"):
             if eps < 0 and norm in RADIUS_NORMS:
@@ -166,7 +166,7 @@ def price_table(rows: pd.DataFrame, asked: Radii) -> Table | None:
 def _prices(
     rows: pd.DataFrame, asked: Radii
 ) -> Iterator[tuple[str, str, float | None, list[distance.Price]]]:
-    for model, of_model in rows.groupby("model", sort=False):
+    for model, of_model in rows.groupby("model", sort=False, observed=True):
         for norm, eps in threats(of_model, asked):
             yield str(model), norm, eps, distance.prices(of_model, norm, eps)
 
@@ -217,7 +217,7 @@ def _without_empty(table: Table) -> Table:
 def fooling_tables(rows: pd.DataFrame) -> list[Table]:
     """A table per model of the images made from nothing: what the network takes them for."""
     found = []
-    for model, of_model in rows[rows["goal"].isin(MADE)].groupby("model", sort=False):
+    for model, of_model in rows[rows["goal"].isin(MADE)].groupby("model", sort=False, observed=True):
         lines = []
         for head, cell in cells(of_model):
             metrics = cell_metrics(cell)
@@ -246,7 +246,7 @@ def fooling_tables(rows: pd.DataFrame) -> list[Table]:
 def worst_cases(rows: pd.DataFrame, radii: Radii) -> list[WorstCase]:
     """The worst case of every model in every threat model that was run; `radii` as for `threats`."""
     found = []
-    for _, of_model in rows.groupby("model", sort=False):
+    for _, of_model in rows.groupby("model", sort=False, observed=True):
         for norm, eps in threats(of_model, radii):
             case = worst_case(of_model, norm, eps)
             if case is not None:
@@ -313,7 +313,7 @@ def shown_rate(rows: pd.DataFrame) -> Estimate:
 def transfer_tables(rows: pd.DataFrame) -> list[Table]:
     """A table per (source, target) pair: one line per attack."""
     found = []
-    for (source, target), pair in rows.groupby(["source", "model"], sort=False):
+    for (source, target), pair in rows.groupby(["source", "model"], sort=False, observed=True):
         lines = []
         for head, cell in cells(pair):
             fooled = shown_rate(cell)
@@ -333,7 +333,9 @@ def transfer_rates(rows: pd.DataFrame, models: Sequence[str]) -> dict[str, Rates
     """
     found: dict[str, Rates] = {}
     keys = ["attack", "norm", "eps", "goal"]
-    for (attack, norm, eps, _), group in rows.assign(eps=rows["eps"].fillna(-1)).groupby(keys, sort=False):
+    for (attack, norm, eps, _), group in rows.assign(eps=rows["eps"].fillna(-1)).groupby(
+        keys, sort=False, observed=True
+    ):
 
         def rate_of(source: str, target: str, group: pd.DataFrame = group) -> Estimate | None:
             own = source == target

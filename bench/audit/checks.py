@@ -75,7 +75,8 @@ def facts_of(
 ) -> Facts:
     """The facts in the rows of the audit's runs; samples in the order of their ids."""
     by_attack = {
-        attack: group.sort_values("sample_id") for attack, group in rows.groupby("attack", sort=False)
+        attack: group.sort_values("sample_id")
+        for attack, group in rows.groupby("attack", sort=False, observed=True)
     }
     any_one = by_attack[evidence.pgd]
     right = (any_one["clean_label"] == any_one["label"]).to_numpy()

@@ -166,8 +166,7 @@ def _enter(
         of_model = own[own["model"] == case.model]
         report.confusions[place] = _confusion(of_model, case)
         report.breakers[place] = _breakers(of_model, case)
-    for attacked in enter_attacks(records, document["id"], own):
-        cell = own[own["cell"] == attacked.head["cell"]]
+    for attacked, cell in enter_attacks(records, document["id"], own):
         report.gallery[attacked.key] = _shown(folder, document, cell, images)
     for norm, found in curves(own, document["spec"]["eps"]).items():
         for curve in found:

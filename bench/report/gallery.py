@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,15 +43,22 @@ def shown_of(file: Path, rows: pd.DataFrame, cell: Cell, count: int) -> list[Sho
     """At most `count` samples of a stored shard: of each class in turn, those first that were fooled."""
     from safetensors import safe_open
 
-    turn = rows.sort_values("success", ascending=False, kind="stable").groupby("label").cumcount()
-    first = rows.assign(turn=turn).sort_values(["turn", "label"], kind="stable").head(count)
+    labels = rows["label"].tolist()
+    seen: Counter[int] = Counter()
+    turns = []
+    for place in np.argsort(~rows["success"].to_numpy(), kind="stable").tolist():
+        turns.append((seen[labels[place]], labels[place], place))
+        seen[labels[place]] += 1
+    first = rows.iloc[[place for _, _, place in sorted(turns)[:count]]]
+    columns = {name: first[name].tolist() for name in first}
     made = cell.goal in MADE
     originals = None if made else load_data(cell.dataset)[0]
     found = []
     with safe_open(file, "np") as stored:
         place = {int(sample): i for i, sample in enumerate(stored.get_tensor("sample_id"))}
         images = stored.get_slice("images")
-        for row in first.to_dict("records"):
+        for values in zip(*columns.values()):
+            row = dict(zip(columns, values))
             after = np.asarray(images[place[row["sample_id"]]])
             before = np.zeros_like(after) if originals is None else originals[row["sample_id"]].numpy()
             found.append(Shown(row, float(row[DISTANCE[cell.threat.norm]]), before, after))
