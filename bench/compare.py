@@ -404,16 +404,16 @@ def naive_attack_findings(rows: pd.DataFrame, radii: views.Radii) -> list[str]:
     for model, own in rows[~rows["goal"].isin(MADE)].groupby("model", sort=False, observed=True):
         for norm, eps in threats(own, radii):
             tried = attempts(own, norm, eps)
-            made_by = tried["member"].where(tried["member"] != "", tried["attack"])
-            naive = made_by.str.fullmatch(NAIVE)
+            alone, within = (tried[maker].str.fullmatch(NAIVE) for maker in ("attack", "member"))
+            naive = alone.where(tried["member"] == "", within)
             if not (naive | tried["attack"].str.startswith(SUITE)).any():
                 continue
             looks = standing(tried.assign(fell=tried["fell"] & naive))
             pair = _pair("", "", "", looks[looks["judged"]]["robust"], standing(tried)["robust"])
             if rate(pair.only_base, pair.n).low >= MASKED:
-                alone, all_ = map(percent, pair.accuracies)
+                weak, all_ = map(percent, pair.accuracies)
                 said.append(
-                    f"{model} looks more robust than it is in {views.threat_name(norm, eps)}: {alone} % "
+                    f"{model} looks more robust than it is in {views.threat_name(norm, eps)}: {weak} % "
                     f"withstand the ascent of cross-entropy by its own gradient, {all_} % every attack "
                     f"(n = {pair.n})."
                 )
