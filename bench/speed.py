@@ -33,7 +33,7 @@ from bench.leaderboard import as_csv, flat, made_with
 from bench.metrics import Estimate, rate
 from bench.plan import Cell, Task
 from bench.render.table import Table, as_markdown, number, percent
-from bench.runner import averaged, samples_of
+from bench.runner import averaged, halves, samples_of
 from bench.timing import interleaved, ratio, spread
 
 if TYPE_CHECKING:
@@ -239,18 +239,19 @@ class Engine:
 
 def _native(entry: Attack, cell: Cell, stage: Stage) -> Tensor:
     """As `bench run` does it: a shard after the other, each in batches."""
-    found = [
-        run_goal(
-            entry,
-            stage.model,
-            stage.images[part],
-            stage.goal[part],
-            seed=cell.seed,
-            ids=[stage.ids[row] for row in part],
-            batch_size=cell.batch_size,
-        ).images
-        for part in stage.parts
-    ]
+    with torch.autocast(stage.images.device.type, torch.bfloat16, enabled=cell.fast):
+        found = [
+            run_goal(
+                entry,
+                stage.model,
+                stage.images[part],
+                stage.goal[part],
+                seed=cell.seed,
+                ids=[stage.ids[row] for row in part],
+                batch_size=cell.batch_size,
+            ).images
+            for part in stage.parts
+        ]
     return torch.cat(found)
 
 
@@ -263,12 +264,19 @@ def _peer(peer: Peer, row: LibraryAttack, seed: int, stage: Stage) -> Tensor:
 
 
 def engines(cell: Cell, peers: Sequence[str]) -> list[Engine]:
-    """Who does a cell's work, the native engine first: as `bench run` has it, then with every step taken."""
+    """Who does a cell's work, the native engine first: as `bench run` has it, then with every step taken.
+
+    A cell whose gradients may be in bfloat16 has the native engine with and without.
+    """
     entry = native_of(cell)
+    plain = replace(cell, fast=False)
     batch = str(PASS) if cell.device == "cpu" else f"≤ {cell.batch_size}"
-    found = [Engine(cell.attack, partial(_native, entry, cell), f"adversarial-bench {entry.version}", batch)]
+    found = [Engine(cell.attack, partial(_native, entry, plain), f"adversarial-bench {entry.version}", batch)]
+    if cell.fast:
+        half = partial(_native, entry, cell)
+        found.append(Engine(f"{cell.attack}, bfloat16", half, found[0].version, batch))
     if entry.parameters()["stop"] != "never":
-        every = partial(_native, entry.configured(stop="never"), cell)
+        every = partial(_native, entry.configured(stop="never"), plain)
         found.append(Engine(f"{cell.attack}:stop=never", every, found[0].version, batch))
     for name in peers:
         if row := row_of(name, cell):
@@ -438,6 +446,8 @@ def compare(
     done, and of how much. Raises UserError where the model has no image right.
     """
     cell, stage = tasks[0].cell, stage_of(tasks)
+    if cell.fast and not halves(stage.model, stage.images[:50]):
+        cell = replace(cell, fast=False)
     parameters = list(stage.model.parameters())
     entrants: list[tuple[Engine, Passes, Estimate]] = []
     crashed: dict[str, str] = {}
@@ -559,6 +569,8 @@ def _table(found: Comparison) -> Table:
         f"MB: {kind}, at most, in a process of its own",
         "stop=never: every step taken, as the peers do",
     ]
+    if found.cell.fast:
+        notes.append("bfloat16: gradients in half precision; its floor is in float32")
     if any(row.engine.held for row in found.rows):
         notes.append(
             "frozen: without the gradients of parameters, which the library computes and nobody reads"

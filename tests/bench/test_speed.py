@@ -14,17 +14,19 @@ import torch
 from bench.metrics import rate
 from bench.plan import Task, cells_of, tasks_of
 from bench.spec import RunSpec
-from bench.speed import Comparison, Engine, Row, compare, engines, recorded_passes, stage_of
+from bench.speed import Comparison, Engine, Row, compare, engines, recorded_passes, stage_of, tables
 from bench.timing import interleaved
 from tests.conftest import Answer
 
 Cli = Callable[..., Answer]
 
 
-def tasks(attack: str, samples: int = 6, eps: float = 0.1) -> list[Task]:
+def tasks(
+    attack: str, samples: int = 6, eps: float = 0.1, model: str = "mnist_cnn", fast: bool = False
+) -> list[Task]:
     radii = {"linf": (eps,), "l2": (10 * eps,)}
-    spec = RunSpec(("mnist_cnn",), (f"native/{attack}",), "mnist", samples, radii)
-    (cell,) = cells_of(spec, {"mnist_cnn": ""})
+    spec = RunSpec((model,), (f"native/{attack}",), "mnist", samples, radii, fast=fast)
+    (cell,) = cells_of(spec, {model: ""})
     return tasks_of(cell, spec)
 
 
@@ -59,6 +61,18 @@ def test_the_native_engine_goes_by_the_shards_of_a_run() -> None:
         assert {stage.ids[row] for row in part} == set(shard.ids) & set(stage.ids)
     assert sorted(row for part in stage.parts for row in part) == list(range(len(stage.images)))
     assert stage.n == 205
+
+
+def test_gradients_in_bfloat16_race_beside_float32() -> None:
+    attack = "pgd:steps=2"
+    names = [f"native/{attack}", f"native/{attack}, bfloat16", f"native/{attack}:stop=never"]
+    found = compare(tasks(attack, fast=True), [], rounds=1)
+    assert [row.engine.name for row in found.rows] == names
+    plain, half, _ = (row.engine.run(stage_of(tasks(attack))) for row in found.rows)
+    assert not torch.equal(plain, half), "some sign of a gradient is another one"
+    assert "bfloat16: gradients in half precision" in (tables([found])[0].note or "")
+    stepped = compare(tasks(attack, model="mnist_bnn", fast=True), [], rounds=1)
+    assert [row.engine.name for row in stepped.rows] == names[::2], "a network of steps stays in float32"
 
 
 @pytest.fixture(scope="module")

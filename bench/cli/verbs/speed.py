@@ -51,6 +51,11 @@ SAMPLES = 200
 @click.option(
     "--threads", type=click.IntRange(1), help="Of every engine.  [default: torch's on this machine]"
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fast"]),
+    help="Have the native engine race with gradients in bfloat16, too, as in `bench run`.",
+)
 @click.option("--save", is_flag=True, help="Write RESULTS/leaderboards/speed.md and speed.csv.")
 @weights_option
 @build_options
