@@ -293,7 +293,7 @@ def worst_table(
     columns = ("model", "threat", *figures, "strongest", "flags")
     left = frozenset({"model", "threat", "audit", "strongest", "flags"})
     note = "robust: right before, and after every attack of the threat model; an upper bound on the truth"
-    minor = ("attacks", "n")
+    minor = ("attacks",)
     table = _without_empty(Table("worst case over attacks", columns, tuple(lines), note, left, minor))
     if not certificates:
         return table.without("certified %")

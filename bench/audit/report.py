@@ -214,7 +214,7 @@ def tables(found: Audit) -> list[Table]:
         title = f"{found.model} · {found.norm}({radius(found.eps)}) · {each.subject}: {each.colour}"
         columns = ("light", "check", "found", "threshold", "p", "n", "what to do")
         left = frozenset({"light", "check", "found", "threshold", "what to do"})
-        table = Table(title, columns, lines, "", left, minor=("n", "threshold", "p"))
+        table = Table(title, columns, lines, "", left, minor=("threshold", "p"))
         made.append(table if any(line[-1] for line in lines) else table.without("what to do"))
     return made
 

@@ -7,7 +7,9 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -370,9 +372,18 @@ def show_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, indent=1, allow_nan=False))
 
 
+def say(text: str, err: bool = False) -> None:
+    """Sentences for people; on a terminal a line ends between words, as it does in tables' notes."""
+    if (sys.stderr if err else sys.stdout).isatty():
+        width = shutil.get_terminal_size().columns
+        wrap = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(map(wrap, text.split("\n")))
+    click.echo(text, err=err)
+
+
 def note(line: str) -> None:
     """A line for people, beside the output."""
-    click.echo(line, err=True)
+    say(line, err=True)
 
 
 @contextmanager

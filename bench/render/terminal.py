@@ -77,7 +77,7 @@ def _length(widths: list[int]) -> int:
 def _blocks(table: Table, room: int) -> Iterator[Table]:
     """The table in parts that fit, each of which begins with the columns that name a row.
 
-    Rows of which a later part has nothing to say are left out there.
+    Rows of which a later part has nothing to say are left out there, and so is a part without any.
     """
     least = _least(table, room, LEAST)
     words = [head in table.left for head in table.columns]
@@ -90,6 +90,8 @@ def _blocks(table: Table, room: int) -> Iterator[Table]:
         groups[-1].append(i)
     for group in groups:
         told = [row for row in table.rows if group is groups[0] or any(row[i] for i in group)]
+        if not told and group is not groups[0]:
+            continue
         columns, *rows = (tuple(row[i] for i in (*names, *group)) for row in (table.columns, *told))
         yield replace(table, columns=columns, rows=tuple(rows))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bench.cli.common import Output, figure_options, note, show, show_json, slice_options
+from bench.cli.common import Output, figure_options, note, say, show, show_json, slice_options
 from bench.cli.verbs.run import SAMPLES, build_spec, fail_where_due, perform
 from bench.request import Request
 
@@ -62,7 +62,7 @@ def command(
         show(tables, output)
         for line in findings:
             # Beside an export, which is to be read by a program.
-            click.echo("\n" + line, err=output.form != "text")
+            say("\n" + line, err=output.form != "text")
         for model, flags in run.model_flags.items():
             if flags:
                 note(f"{model}: {'; '.join(flags)}")

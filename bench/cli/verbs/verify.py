@@ -16,6 +16,7 @@ from bench.cli.common import (
     output_options,
     progress_bar,
     results_option,
+    say,
     show,
     show_json,
     weights_option,
@@ -111,7 +112,7 @@ def _run(what: str, weights: str | None, batch_size: int, dtype: str, results: P
         for line in report.complaints:
             note(f"bench: {line}")
         # Beside an export, which is to be read by a program.
-        click.echo(("\n" if report.cells else "") + verify.conclusion(report), err=output.form != "text")
+        say(("\n" if report.cells else "") + verify.conclusion(report), err=output.form != "text")
     if not report.agrees:
         sys.exit(1)
 
