@@ -98,7 +98,7 @@ class Output:
 
 
 def output_options(function: F) -> F:
-    """`--format`, `--json` and `--tables`, which a verb gets as its `output`."""
+    """`--format`, `--json`, `--csv` and `--tables`, which a verb gets as its `output`."""
 
     @click.option(
         "--format",
@@ -107,16 +107,21 @@ def output_options(function: F) -> F:
         help="Of the tables; JSON is one document with more in it than they show.  [default: text]",
     )
     @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+    @click.option("--csv", "as_csv", is_flag=True, help="The same as --format csv.")
     @click.option(
         "--tables",
         type=StorePath(),
         help="A folder: write each table there, a file of its own, and print none.",
     )
     @wraps(function)
-    def command(*given: Any, form: str | None, as_json: bool, tables: Path | None, **named: Any) -> Any:
-        if as_json and form not in (None, "json"):
-            raise UserError(f"--json is --format json; leave it out, or --format {form}")
-        output = Output("json" if as_json else form or "text", tables)
+    def command(
+        *given: Any, form: str | None, as_json: bool, as_csv: bool, tables: Path | None, **named: Any
+    ) -> Any:
+        short = {"json": as_json, "csv": as_csv}
+        forms = sorted({*filter(None, [form]), *(name for name, given in short.items() if given)})
+        if len(forms) > 1:
+            raise UserError(f"one format at a time: --format {forms[0]}, or --format {forms[1]}")
+        output = Output(forms[0] if forms else "text", tables)
         return function(*given, output=output, **named)
 
     return command  # type: ignore[return-value]

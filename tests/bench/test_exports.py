@@ -140,9 +140,7 @@ def test_several_tables_in_one_output() -> None:
 def test_every_format_of_a_verb(cli: Cli, tmp_path: Path) -> None:
     document = cli("list", "datasets", "--json").json
     assert cli("list", "datasets", "--format", "json").json == document
-    found = pd.read_csv(
-        io.StringIO(cli("list", "datasets", "--format", "csv").out), dtype=str, keep_default_na=False
-    )
+    found = pd.read_csv(io.StringIO(cli("list", "datasets", "--csv").out), dtype=str, keep_default_na=False)
     assert found.to_dict("records") == document["datasets"]
     assert cli("list", "datasets", "--format", "markdown").out.startswith("### datasets\n\n| dataset |")
     assert r"\toprule" in cli("list", "datasets", "--format", "latex").out
@@ -197,7 +195,8 @@ def test_what_a_verb_prints_as_csv_is_tables_and_nothing_else(
     ("words", "told"),
     [
         (("--format", "parquet"), "--tables"),
-        (("--format", "csv", "--json"), "--json"),
+        (("--format", "csv", "--json"), "one format at a time: --format csv, or --format json"),
+        (("--csv", "--json"), "one format at a time"),
         (("--json", "--tables", "x"), "--tables"),
         (("--format", "xlsx"), "xlsx"),
     ],

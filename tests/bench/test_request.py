@@ -133,7 +133,7 @@ def test_a_file_runs_no_code(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_every_flag_is_a_field_with_its_default() -> None:
-    elsewhere = {"spec", "dry_run", "results", "form", "as_json", "tables"}
+    elsewhere = {"spec", "dry_run", "results", "form", "as_json", "as_csv", "tables"}
     flags = run.command.make_context("run", ["--model", "mnist_cnn"]).params
     assert {f.name for f in fields(Request)} == set(flags) - elsewhere
     assert Request.of(flags) == Request(model="mnist_cnn")
