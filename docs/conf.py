@@ -16,7 +16,7 @@ from adversarial_bench import __version__
 project = "adversarial-bench"
 version = release = __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_click"]
-exclude_patterns = ["_build", "plugin-example"]
+exclude_patterns = ["jupyter_execute", "_build", "plugin-example"]
 
 html_theme = "furo"
 html_title = f"adversarial-bench {version}"
