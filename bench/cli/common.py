@@ -70,6 +70,8 @@ class StorePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+THREADS = click.IntRange(1, 1024)
+"""More overflow a number of torch's, or take a machine's memory."""
 model_argument = click.argument("model", required=False)
 results_option = click.option(
     "--results",

@@ -10,6 +10,7 @@ import click
 
 from adversarial_bench.files import write_text
 from bench.cli.common import (
+    THREADS,
     Output,
     adaptive_option,
     build_options,
@@ -48,9 +49,7 @@ SAMPLES = 200
     help="Other libraries, by comma: foolbox, art, torchattacks, adv_lib.  [default: all that are installed]",
 )
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Times of each.")
-@click.option(
-    "--threads", type=click.IntRange(1), help="Of every engine.  [default: torch's on this machine]"
-)
+@click.option("--threads", type=THREADS, help="Of every engine.  [default: torch's on this machine]")
 @click.option(
     "--precision",
     type=click.Choice(["fast"]),

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from adversarial_bench.files import write_text
-from bench.cli.common import Output, note, output_options, results_option, show, show_json
+from bench.cli.common import THREADS, Output, note, output_options, results_option, show, show_json
 
 
 @click.command(epilog="Example:  bench timing --models mnist_cnn,mnist_cnn_bn --epochs 5")
@@ -23,7 +23,7 @@ from bench.cli.common import Output, note, output_options, results_option, show,
 @click.option(
     "--images", type=click.IntRange(1), default=10_000, show_default=True, help="Images of an epoch."
 )
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--threads", type=THREADS, default=1, show_default=True)
 @results_option
 @output_options
 def command(

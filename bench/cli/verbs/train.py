@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli.common import (
+    THREADS,
     Output,
     Positive,
     StorePath,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="Instead of the recipe's.")
 @click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=THREADS,
     default=1,
     show_default=True,
     help="Bit-identical for the same number.",
