@@ -125,14 +125,16 @@ class Suite:
 
         from attacks.api import standing
         from attacks.engine import DetachedError
+        from attacks.models import frozen
         from attacks.surrogates import has_steps
 
         nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
         counts = {name: nothing.clone() for name in COUNTS}
         found = Result(images=images.clone(), **counts, **untold(images))
-        with torch.no_grad():
-            classes = model(images[:1]).shape[1]
-        stepped = has_steps(model, images)
+        with frozen(model):
+            with torch.no_grad():
+                classes = model(images[:1]).shape[1]
+            stepped = has_steps(model, images)
         for index, member in enumerate(self.members):
             fit = fitted(member, classes, stepped, goal)
             if fit is None or ("decision" in member.tags and not self.decision):

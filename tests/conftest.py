@@ -73,6 +73,15 @@ def bnn() -> nn.Module:
     return zoo.load("mnist_bnn")
 
 
+def check_left_as_it_was(use: Callable[[nn.Module], object]) -> None:
+    """Uses a network of 16 pixels and 3 classes in train mode, and looks at its mode and statistics."""
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    use(net)
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 class Answer:
     """What a command line did."""
 

@@ -12,7 +12,7 @@ import attacks
 from adversarial_bench.errors import UserError
 from attacks.api import InputError
 from attacks.core import ParameterError
-from tests.conftest import Linear
+from tests.conftest import Linear, check_left_as_it_was
 
 IMAGES = torch.full((4, 1, 4, 4), 0.5)
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -76,13 +76,10 @@ def test_a_generating_attack_takes_the_classes_to_make_and_a_channel_any_number(
     assert len(call(name="feature_ascent", model=net, eps=None, steps=1, labels=LABELS + 5).images) == 4
 
 
-def test_a_module_in_train_mode_is_left_as_it_was() -> None:
+@pytest.mark.parametrize("name", ["pgd", "standard"])
+def test_a_module_in_train_mode_is_left_as_it_was(name: str) -> None:
     """The pass that counts the classes neither moves batch norm's statistics nor fails on one image."""
-    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3)).train()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    call(model=net)
-    assert net.training
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    check_left_as_it_was(lambda net: call(name=name, model=net))
 
 
 def test_the_restarts_of_a_variant_count(linear: Linear, grey: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import bench
 from adversarial_bench.errors import UserError
 from bench.runner import check_model
-from tests.conftest import Linear
+from tests.conftest import Linear, check_left_as_it_was
 
 IMAGES = torch.full((4, 1, 4, 4), 0.5)
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -59,11 +59,7 @@ def test_what_cannot_be_meant_is_named_in_a_line(wrong: dict[str, Any], complain
 
 @pytest.mark.filterwarnings("ignore:model")
 def test_a_module_in_train_mode_is_left_as_it_was() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3)).train()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    call(model=net)
-    assert net.training
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    check_left_as_it_was(lambda net: call(model=net))
 
 
 def test_a_model_that_raises_without_a_message_is_named() -> None:
