@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -134,9 +134,8 @@ class ModelCard:
 
         `choices` go to the factory, beside the card's arguments.
         """
-        module, _, function = self.factory.partition(":")
         with CARDS.running(self.name):
-            make: Callable[..., nn.Module] = getattr(importlib.import_module(module), function)
+            make: Callable[..., nn.Module] = pkgutil.resolve_name(self.factory)
             model = make(**self.arguments, **choices)
         if not self.dataset:
             return model

@@ -359,7 +359,7 @@ def show(tables: list[Table], output: Output = Output()) -> None:
 
 
 def _write(tables: list[Table], form: str, folder: Path) -> None:
-    from adversarial_bench.files import write_whole
+    from adversarial_bench.files import write_text, write_whole
     from bench.store import writing
 
     ending, render = RENDERERS.get(form, (form, None))
@@ -370,7 +370,7 @@ def _write(tables: list[Table], form: str, folder: Path) -> None:
             if render is None:
                 write_whole(file, partial(write_parquet, table))
             else:
-                write_whole(file, partial(Path.write_text, data=render(table).rstrip("\n") + "\n"))
+                write_text(file, render(table).rstrip("\n") + "\n")
             note(f"written to {file}")
 
 
@@ -386,6 +386,11 @@ def say(text: str, err: bool = False) -> None:
         wrap = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
         text = "\n".join(map(wrap, text.split("\n")))
     click.echo(text, err=err)
+
+
+def tell(text: str, output: Output) -> None:
+    """Sentences that belong to the tables: with them, or beside an export, which a program reads."""
+    say(text, err=output.form != "text")
 
 
 def note(line: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bench.cli.common import Output, figure_options, note, say, show, show_json, slice_options
+from bench.cli.common import Output, figure_options, note, show, show_json, slice_options, tell
 from bench.cli.verbs.run import build_spec, check_accuracy, fail_where_due, perform
 from bench.request import Request
 
@@ -73,8 +73,7 @@ def command(
     else:
         show(shown, output)
         for line in found.findings:
-            # Beside an export, which is to be read by a program.
-            say("\n" + line, err=output.form != "text")
+            tell("\n" + line, output)
         note("")
         for file in files:
             note(f"written to {file}")

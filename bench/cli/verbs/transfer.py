@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bench.cli.common import Output, figure_options, note, say, show, show_json, slice_options
+from bench.cli.common import Output, figure_options, note, show, show_json, slice_options, tell
 from bench.cli.verbs.run import SAMPLES, build_spec, fail_where_due, perform
 from bench.request import Request
 
@@ -61,8 +61,7 @@ def command(
     else:
         show(tables, output)
         for line in findings:
-            # Beside an export, which is to be read by a program.
-            say("\n" + line, err=output.form != "text")
+            tell("\n" + line, output)
         for model, flags in run.model_flags.items():
             if flags:
                 note(f"{model}: {'; '.join(flags)}")

@@ -16,9 +16,9 @@ from bench.cli.common import (
     output_options,
     progress_bar,
     results_option,
-    say,
     show,
     show_json,
+    tell,
     weights_option,
 )
 
@@ -111,8 +111,7 @@ def _run(what: str, weights: str | None, batch_size: int, dtype: str, results: P
             note(line)
         for line in report.complaints:
             note(f"bench: {line}")
-        # Beside an export, which is to be read by a program.
-        say(("\n" if report.cells else "") + verify.conclusion(report), err=output.form != "text")
+        tell(("\n" if report.cells else "") + verify.conclusion(report), output)
     if not report.agrees:
         sys.exit(1)
 
