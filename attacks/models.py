@@ -102,7 +102,8 @@ def in_batches(part: Callable[[slice], T], count: int, size: int) -> list[T]:
 class Counted(nn.Module):
     """A plain module around the user's model that casts to float32 and counts rows passed each way.
 
-    Libraries are handed this one: some walk an `nn.Sequential` child by child, some send float64.
+    Libraries are handed this one: some walk an `nn.Sequential` child by child, some send float64. The logits
+    of an image with NaN or infinite pixels are NaN, whatever the model makes of it.
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor], size: int = PASS) -> None:
@@ -118,6 +119,8 @@ class Counted(nn.Module):
         x = x.float()
         self.forwards += len(x)
         logits = passed(self.model, x, self.size)
+        # What is no image has no class: sign functions make a sure answer of NaN, which a library then keeps.
+        logits = logits + 0 * x.detach().flatten(1).sum(1, keepdim=True)
         if logits.requires_grad:
             logits.register_hook(self._count)
         return logits

@@ -215,7 +215,6 @@ ATTACKS: tuple[LibraryAttack, ...] = (
         goals=UNTARGETED,
         tags=frozenset({"gradient", "slow"}),
     ),
-    # On a net that swallows NaN (Sign does) the L2 one can return NaN, which the judge calls infeasible.
     *(
         _row(
             f"square{suffix}",

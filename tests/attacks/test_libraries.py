@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import attacks
+import zoo
 from adversarial_bench.errors import UnknownNameError
 from attacks.api import random_targets
 from attacks.core import ParameterError, Result
 from attacks.libraries import adapter, art, foolbox
 from attacks.libraries.adapter import LibraryAttack
+from attacks.models import Counted
 from tests.conftest import Linear
 
 ROWS = (*foolbox.ATTACKS, *art.ATTACKS)
@@ -368,6 +370,24 @@ def test_a_failed_cw_does_not_return_a_black_image(net: nn.Module, data: tuple[T
         binary_search_steps=1,
     ).images
     assert torch.equal(found, images)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_library_is_told_that_no_image_has_no_class(bad: float) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Hardtanh())
+    images = torch.rand(4, 1, 8, 8)
+    given = images.clone()
+    given[2, 0, 3, 3] = bad
+    told, plain = Counted(lambda x: model(x.nan_to_num(0.5, 0.5))), model(images)
+    assert told(given)[2].isnan().all()
+    assert torch.equal(told(given)[[0, 1, 3]], plain[[0, 1, 3]])
+
+
+def test_a_division_by_zero_in_art_makes_no_image() -> None:
+    """Its Square divides by the length of an empty window; a network of signs took NaN for a success."""
+    images, labels = (part[:20] for part in zoo.data("mnist"))
+    found = attacks.run("art/square_l2", zoo.load("mnist_bnn"), images, labels, eps=1.5).images
+    assert found.isfinite().all()
 
 
 def test_art_writes_nothing_into_the_home(tmp_path: Path) -> None:
