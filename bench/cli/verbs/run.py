@@ -56,7 +56,10 @@ class _Precision(click.ParamType):  # type: ignore[type-arg]
     name = "HALF-WIDTH|fast"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        return "fast" if value == "fast" else float(click.FLOAT.convert(value, param, ctx))
+        try:
+            return "fast" if value == "fast" else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a half-width, as 0.01 for ±1 point, nor fast.", param, ctx)
 
 
 @click.command(
