@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,8 +23,10 @@ from zoo.datasets import DATASETS, Dataset, require
 
 SHARD = 500
 """Samples of a shard: what a killed run can lose."""
+ON_GPU = 4096, 2**26
+"""Samples of a shard on a GPU, whose batch it caps, and bytes of their images, at most; SHARD at least."""
 PILOT = 200
-"""Samples of the first shard, the rest of SHARD being the second: a pilot's shards serve the longer run."""
+"""Samples of the first shard, the rest of it being the second: a pilot's shards serve the longer run."""
 
 
 DATASET = "mnist"
@@ -274,7 +277,17 @@ def tasks_of(cell: Cell, spec: RunSpec) -> list[Task]:
     if cell.goal in MADE:
         return [Task(cell, tuple(range(dataset.classes)), build, total=dataset.classes)]
     ids = slice_ids(cell.dataset, dataset.splits["test"].size, spec.samples)
-    return [Task(cell, shard, build, total=len(ids)) for shard in shards(ids)]
+    parts = shards(ids, _shard_of(cell, dataset))
+    return [Task(cell, shard, build, total=len(ids)) for shard in parts]
+
+
+def _shard_of(cell: Cell, dataset: Dataset) -> int:
+    """Samples of a cell's shard: more on a GPU, but for a library's slow attack: a kill would cost hours."""
+    entry = get(cell.attack)
+    if not cell.device.startswith("cuda") or ("slow" in entry.tags and not entry.name.startswith("native/")):
+        return SHARD
+    samples, size = ON_GPU
+    return max(SHARD, min(samples, size // (4 * math.prod(dataset.shape))))
 
 
 def tasks_in(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Task]:
@@ -282,7 +295,7 @@ def tasks_in(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Task]:
     return [task for cell in cells_of(spec, fingerprints) for task in tasks_of(cell, spec)]
 
 
-def shards(ids: Sequence[int]) -> list[tuple[int, ...]]:
-    """The ids cut where a longer slice is cut too: after PILOT, SHARD, 2 SHARD …"""
-    cuts = [0, *(cut for cut in (PILOT, *range(SHARD, len(ids), SHARD)) if cut < len(ids)), len(ids)]
+def shards(ids: Sequence[int], size: int = SHARD) -> list[tuple[int, ...]]:
+    """The ids cut where a longer slice is cut too: after PILOT, `size`, 2 `size` …"""
+    cuts = [0, *(cut for cut in (PILOT, *range(size, len(ids), size)) if cut < len(ids)), len(ids)]
     return [tuple(ids[start:stop]) for start, stop in zip(cuts, cuts[1:])]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+import zoo
+from attacks.registry import get
 from bench.metrics import samples_for
-from bench.plan import cells_of, tasks_of
+from bench.plan import SHARD, _shard_of, cells_of, tasks_of
 from bench.spec import RunSpec
 from tests.conftest import Answer
 
@@ -39,6 +42,25 @@ def test_the_shards_of_a_pilot_are_shards_of_the_run(samples: int, sizes: list[i
     found = shards(samples)
     assert [len(ids) for ids in found] == sizes
     assert found[:-1] == shards(10_000)[: len(found) - 1]
+
+
+@pytest.mark.parametrize(
+    ("attack", "device", "sizes"),
+    [
+        ("native/fgsm", "cpu", [200, 300, 500, 500, 500, 500, 500, 500, 500, 500, 500]),
+        ("native/fgsm", "cuda", [200, 3896, 904]),
+        ("native/standard", "cuda:1", [200, 3896, 904]),
+        ("foolbox/pgd", "cuda", [200, 3896, 904]),
+        ("art/boundary", "cuda", [200, 300, 500, 500, 500, 500, 500, 500, 500, 500, 500]),
+    ],
+)
+def test_a_gpu_has_larger_shards(attack: str, device: str, sizes: list[int]) -> None:
+    norm = get(attack).norm
+    spec = RunSpec(("mnist_relu",), (attack,), "mnist", 5000, {norm: (0.1,)}, device=device)
+    (cell,) = cells_of(spec, {"mnist_relu": "fingerprint"})
+    assert [len(task.ids) for task in tasks_of(cell, spec)] == sizes
+    large = replace(zoo.describe("mnist"), shape=(3, 224, 224))
+    assert _shard_of(cell, large) == SHARD, "no more bytes than those of small images"
 
 
 def test_precision_chooses_the_number_of_samples(cli: Cli) -> None:
@@ -75,6 +97,9 @@ def test_precision_and_samples_exclude_each_other(cli: Cli) -> None:
     made = cli("run", "--model", "mnist_relu", "--attack", "logit_ascent", "--precision", "0.05")
     assert made.code == 2
     assert "no accuracy" in made.complaint
+    neither = cli(*FGSM, "--precision", "turbo")
+    assert neither.code == 2
+    assert "'turbo' is neither a half-width, as 0.01 for ±1 point, nor fast" in neither.complaint
 
 
 @pytest.mark.slow
