@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +154,7 @@ def perform(spec: RunSpec, results: Path, executor: Executor = HERE, progress: P
         for shown in (False, True):
             todo = [
                 task
-                for task in tasks
+                for task in _largest_first(tasks)
                 if stored.get(task.name) is not folder and (task.source_name is not None) == shown
             ]
             waits = False
@@ -183,6 +183,12 @@ def perform(spec: RunSpec, results: Path, executor: Executor = HERE, progress: P
 
             run.certificates = certify_run(spec, fingerprints, run.rows, folder, driver, progress.certify)
     return run
+
+
+def _largest_first(tasks: Sequence[Task]) -> list[Task]:
+    """Cell by cell, each from its largest shard on: a worker left with the largest would be waited for."""
+    cells = {key: place for place, key in enumerate(dict.fromkeys(task.cell.key for task in tasks))}
+    return sorted(tasks, key=lambda task: (cells[task.cell.key], -len(task.ids)))
 
 
 def _universal(task: Task, folder: RunFolder) -> dict[str, Any]:

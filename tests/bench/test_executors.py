@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -21,10 +21,11 @@ import pytest
 import torch
 
 import bench
-from bench.executors import Driver, Failure, attempt
+from bench.executors import Driver, Failure, Serial, attempt
 from bench.executors.processes import idlest
-from bench.plan import cells_of, tasks_of
+from bench.plan import Task, cells_of, tasks_of
 from bench.runner import Outcome
+from bench.session import perform
 from bench.spec import RunSpec
 from tests.bench.test_long_runs import HANGING
 from tests.bench.test_run import CRASHING, descendants
@@ -116,6 +117,21 @@ def stored(results: Path) -> dict[str, bytes]:
         for folder in ("samples", "adv")
         for file in (run / folder).iterdir()
     }
+
+
+def test_a_cells_largest_shard_is_handed_out_first(tmp_path: Path) -> None:
+    handed = []
+
+    class Watched(Serial):
+        def execute(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
+            for task, outcome in super().execute(tasks):
+                handed.append((task.cell.attack, len(task.ids)))
+                yield task, outcome
+
+    spec = RunSpec(("mnist_relu",), ("native/fgsm", "native/corners"), "mnist", 600, {"linf": (0.1,)})
+    perform(spec, tmp_path, Watched())
+    sizes = [300, 200, 100]
+    assert handed == [(attack, size) for attack in spec.attacks for size in sizes]
 
 
 def test_workers_are_spread_over_the_gpus() -> None:
