@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from attacks.core import Norm, ParameterError, Threat, per_sample
@@ -23,6 +23,9 @@ class Constraint:
     norm: Norm = "unrestricted"
     shrinks = True
     """The projection only moves pixels towards x0, so that it keeps another constraint true."""
+
+    discrete = False
+    """The optimiser walks in a larger set, its convex hull."""
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
         raise NotImplementedError
@@ -41,6 +44,14 @@ class Constraint:
     def sample(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:
         """A random start around x0, each sample from its own seed; project it before use."""
         raise ParameterError(f"a random start is not defined for the constraint {self}")
+
+    def of(self, radii: Tensor) -> Constraint:
+        """The same set with a radius (B,) for each image, where it has one."""
+        return self
+
+    def at(self, rows: Tensor) -> Constraint:
+        """The same set for some of the images whose radii it has."""
+        return self
 
     @property
     def threat(self) -> Threat:
@@ -78,6 +89,7 @@ class Both(Constraint):
             raise ParameterError("a binary perturbation joins with the box alone: a norm would break it")
         if not members[-1].shrinks:
             raise ParameterError("a binary perturbation comes before the box")
+        object.__setattr__(self, "discrete", any(member.discrete for member in members))
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
         return self.second.project(self.first.project(x, x0), x0)
@@ -90,6 +102,12 @@ class Both(Constraint):
 
     def sample(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:
         return self.first.sample(x0, seeds)
+
+    def of(self, radii: Tensor) -> Constraint:
+        return Both(self.first.of(radii), self.second.of(radii))
+
+    def at(self, rows: Tensor) -> Constraint:
+        return Both(self.first.at(rows), self.second.at(rows))
 
     @property
     def threat(self) -> Threat:
@@ -104,16 +122,22 @@ def _members(constraint: Constraint) -> list[Constraint]:
 
 @dataclass(frozen=True)
 class Ball(Constraint):
-    """A norm ball around the original, of radius `eps` in [0, 1] pixel units."""
+    """A norm ball around the original, of radius `eps` in [0, 1] pixel units; (B,) one for each image."""
 
-    eps: float | None = None
+    eps: float | Tensor | None = None
 
     @property
-    def radius(self) -> float:
+    def radius(self) -> float | Tensor:
         """eps. Raises ParameterError where it was left open."""
         if self.eps is None:
             raise ParameterError(f"the {self.norm} constraint needs eps, for example eps=0.1")
         return self.eps
+
+    def of(self, radii: Tensor) -> Constraint:
+        return replace(self, eps=radii)
+
+    def at(self, rows: Tensor) -> Constraint:
+        return self if self.eps is None or isinstance(self.eps, float) else replace(self, eps=self.eps[rows])
 
 
 @dataclass(frozen=True)
@@ -123,14 +147,22 @@ class Linf(Ball):
     norm = "linf"
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
-        return x.clamp(x0 - self.radius, x0 + self.radius)
+        radius = per_sample(self.radius, x)
+        return x.clamp(x0 - radius, x0 + radius)
 
     def violation(self, x: Tensor, x0: Tensor) -> Tensor:
         return ((x - x0).abs().flatten(1).amax(1) - self.radius).clamp(min=0)
 
     def sample(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:
         """Uniform in the ball."""
-        return x0 + self.radius * (2 * uniform(x0, seeds) - 1)
+        return x0 + per_sample(self.radius, x0) * (2 * uniform(x0, seeds) - 1)
+
+
+def _length(delta: Tensor) -> Tensor:
+    """(B,) L2 norms, summed in float64: in float32 those of large images are off by more than is forgiven."""
+    import torch
+
+    return torch.linalg.vector_norm(delta.flatten(1), dim=1, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -141,18 +173,20 @@ class L2(Ball):
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
         delta = x - x0
-        length = delta.flatten(1).norm(dim=1).clamp(min=1e-12)
-        return x0 + delta * per_sample((self.radius / length).clamp(max=1), x)
+        # Rounding to float32 moves each pixel by up to 2**-25.
+        radius = self.radius - delta[0].numel() ** 0.5 * 2.0**-25
+        scale = (radius / _length(delta).clamp(min=1e-12)).clamp(0, 1)
+        return x0 + delta * per_sample(scale, x).to(x.dtype)
 
     def violation(self, x: Tensor, x0: Tensor) -> Tensor:
-        return ((x - x0).flatten(1).norm(dim=1) - self.radius).clamp(min=0)
+        return (_length(x - x0) - self.radius).clamp(min=0)
 
     def sample(self, x0: Tensor, seeds: Sequence[int]) -> Tensor:
         """Uniform in the ball: a Gaussian direction, radius eps * u^(1/d)."""
         direction = normal(x0, seeds)
         length = direction.flatten(1).norm(dim=1)
-        radius = uniform(x0, [seed + 1 for seed in seeds]).flatten(1)[:, 0] ** (1 / x0[0].numel())
-        return x0 + self.radius * direction * per_sample(radius / length, x0)
+        share = uniform(x0, [seed + 1 for seed in seeds]).flatten(1)[:, 0] ** (1 / x0[0].numel())
+        return x0 + per_sample(self.radius, x0) * direction * per_sample(share / length, x0)
 
 
 @dataclass(frozen=True)
@@ -172,7 +206,7 @@ class L1(Ball):
         room = (1 - flat).where(delta > 0, flat)
         size = delta.abs()
         # Rounding to float32 moves each pixel by up to 2**-25.
-        radius = self.radius - size.shape[1] * 2.0**-25
+        radius = per_sample(self.radius, flat) - size.shape[1] * 2.0**-25
         low = size.new_zeros(len(size), 1)
         high = size.amax(1, keepdim=True)
         high = high.where(size.minimum(room).sum(1, keepdim=True) > radius, low)
@@ -218,6 +252,7 @@ class BinaryInk(Constraint):
     amount: float = 0.625
     norm = "ink"
     shrinks = False
+    discrete = True
 
     def _full(self, x0: Tensor) -> Tensor:
         full = x0 + self.amount

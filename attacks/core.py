@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from adversarial_bench.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T", "Tensor", "float | Tensor")
 Norm = Literal["linf", "l2", "l1", "l0", "ink", "unrestricted"]
 RADIUS_NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 GoalKind = Literal["untargeted", "targeted", "generate", "feature"]
@@ -88,6 +89,18 @@ class Goal:
         aim, clean = (None if part is None else part[rows] for part in (self.aim, self.clean))
         return Goal(self.kind, self.classes[rows], aim, clean)
 
+    @staticmethod
+    def joined(parts: Sequence[Goal]) -> Goal:
+        """One goal of several, of one kind, which know the same of their samples."""
+        import torch
+
+        aims = [part.aim for part in parts if part.aim is not None]
+        clean = [part.clean for part in parts if part.clean is not None]
+        classes = torch.cat([part.classes for part in parts])
+        return Goal(
+            parts[0].kind, classes, torch.cat(aims) if aims else None, torch.cat(clean) if clean else None
+        )
+
     @property
     def made(self) -> bool:
         """Does it make images from nothing?"""
@@ -145,6 +158,16 @@ class Result:
     """(N,) which of a suite's attacks made the image; -1 for none, and for an attack that is no suite."""
     trace: Tensor
     """(N, steps) the objective before each step, NaN once a sample has left; (N, 0) where nobody asked."""
+
+    def __getitem__(self, rows: Any) -> Result:
+        return Result(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    @staticmethod
+    def joined(parts: Sequence[Result]) -> Result:
+        """One result of several, in their order."""
+        import torch
+
+        return Result(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Result)))
 
 
 def untold(images: Tensor) -> dict[str, Tensor]:
@@ -215,8 +238,10 @@ def check_parameter(attack: str, name: str, value: Any, known: Mapping[str, Any]
         raise ParameterError(f"{name} of {attack} must be a number; got {value!r}")
 
 
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) values in the shape that broadcasts over `like` (B, ...)."""
+def per_sample(values: T, like: Tensor) -> T:
+    """(B,) values in the shape that broadcasts over `like` (B, ...); one number for all stays as it is."""
+    if isinstance(values, (int, float)):
+        return values
     return values.view(-1, *[1] * (like.dim() - 1))
 
 

@@ -45,14 +45,15 @@ def run(
     goal: Goal,
     seeds: Sequence[int],
     batch_size: int,
+    radii: Sequence[float] | None = None,
 ) -> Result:
     """Attacks `images` (N, C, H, W) in [0, 1] with one native attack.
 
-    `seeds` has one generator seed per sample: the result of a sample depends on nothing else of the
-    run. A sample that has met the attack's stop leaves its batch; where the model draws (`Expectation`),
-    none does. On a GPU a batch is no larger than what its memory has room for, on a CPU no smaller than HELD
-    has; one for which there is no memory all the same is attacked in halves. Raises DetachedError where the
-    model gives no gradient.
+    `seeds` has one generator seed per sample, `radii` its eps, where they differ: the result of a sample
+    depends on nothing else of the run. A sample that has met the attack's stop leaves its batch; where the
+    model draws (`Expectation`), none does. On a GPU a batch is no larger than what its memory has room for,
+    on a CPU no smaller than HELD has; one for which there is no memory all the same is attacked in halves.
+    Raises DetachedError where the model gives no gradient.
     """
     if isinstance(model, Expectation):
         # A success may be the draw's and not the image's: it ends nothing, and a gradient's walk is not cut
@@ -73,11 +74,12 @@ def run(
             batch_size = min(batch_size, _roomy(shown, images[:FEW]))
 
         def part(rows: slice) -> Result:
-            aimed = _aimed(attack, model, images[rows], goal[rows])
-            return _batch(attack, shown, images[rows], aimed, seeds[rows], features)
+            own = aimed(attack, model, images[rows], goal[rows])
+            each = None if radii is None else radii[rows]
+            return _batch(attack, shown, images[rows], own, seeds[rows], each, features)
 
         parts = in_batches(part, len(images), batch_size)
-    return Result(*(torch.cat([getattr(part, f) for part in parts]) for f in Result.__dataclass_fields__))
+    return Result.joined(parts)
 
 
 def room(free: int, each: int) -> int:
@@ -107,20 +109,22 @@ def _roomy(model: Callable[[Tensor], Tensor], images: Tensor) -> int:
     return room(torch.cuda.mem_get_info(device)[0] + kept, each)
 
 
-def _aimed(attack: Attack, model: Callable[[Tensor], Tensor], x0: Tensor, goal: Goal) -> Goal:
+def aimed(attack: Attack, model: Callable[[Tensor], Tensor], x0: Tensor, goal: Goal) -> Goal:
     """The goal with what the attack reads of the originals: their logits, and its aim.
 
-    That is the wrong class that the model finds `aim`-th likeliest. Raises ParameterError where it has none.
+    That is the wrong class that the model finds `aim`-th likeliest. Logits that the goal has already are not
+    asked for again. Raises ParameterError where there is no such class.
     """
     aims = attack.aim and goal.sign < 0
     if not (aims or attack.objective.compares()):
         return goal
-    with torch.no_grad():
-        clean = passed(model, x0)
-    goal = replace(goal, clean=clean)
+    if goal.clean is None:
+        with torch.no_grad():
+            goal = replace(goal, clean=passed(model, x0))
+    assert goal.clean is not None
     if not aims:
         return goal
-    logits = clean.scatter(1, goal.classes[:, None], float("-inf"))
+    logits = goal.clean.scatter(1, goal.classes[:, None], float("-inf"))
     if attack.aim >= logits.shape[1]:
         raise ParameterError(
             f"aim must be from 1 to {logits.shape[1] - 1}, the model's wrong classes; got {attack.aim}"
@@ -134,12 +138,18 @@ def _batch(
     x0: Tensor,
     goal: Goal,
     seeds: Sequence[int],
+    radii: Sequence[float] | None,
     features: dict[str, Tensor],
 ) -> Result:
     count = len(x0)
-    constraint = Box() if attack.roams else attack.constraint
-    update = attack.update
-    size = update.resolved(attack.threat.eps, attack.steps)
+    ball, update = attack.constraint, attack.update
+    size: float | Tensor
+    if radii is None:
+        size = update.resolved(attack.threat.eps, attack.steps)
+    else:
+        ball = ball.of(x0.new_tensor(radii))
+        size = x0.new_tensor([update.resolved(radius, attack.steps) for radius in radii])
+    constraint = Box() if attack.roams else ball
     images = torch.empty_like(x0)
     forwards = torch.zeros(count, dtype=torch.long, device=x0.device)
     backwards, zeros = forwards.clone(), forwards.clone()
@@ -155,7 +165,7 @@ def _batch(
     best, best_score = x0.clone(), near.clone()
     # `walk` is the optimiser's point, x the image it stands for: the same, unless x is discrete.
     walk = constraint.relax(attack.init(x0, constraint, seeds), x0)
-    x = constraint.project(walk, x0)
+    x = constraint.project(walk, x0) if constraint.discrete else walk
     state = update.start(walk, torch.tensor(seeds, device=x0.device))
     for k in range(attack.steps + 1):
         final = k == attack.steps
@@ -175,7 +185,7 @@ def _batch(
         success = goal.reached(seen)
         stays = going & ~attack.stop(seen, goal)
         if attack.roams:
-            inside = attack.constraint.violation(x, x0) == 0
+            inside = ball.violation(x, x0) == 0
             success, stays = success & inside, stays | (going & ~inside)
         score = _score(attack, x.detach(), x0, seen, goal, success, k)
         better = going & (score > best_score)
@@ -191,7 +201,7 @@ def _batch(
         unmet = going & ~stays & (best_score == -torch.inf)
         end = x.detach()
         if attack.roams:
-            end = attack.constraint.project(end, x0).where(per_sample(unmet, x), end)
+            end = ball.project(end, x0).where(per_sample(unmet, x), end)
         torch.where(per_sample(better | unmet, x), end, best, out=best)
         going = stays
         left = rows
@@ -215,6 +225,9 @@ def _batch(
             going, best, best_score = going[left], best[left], best_score[left]
             grad = grad[left] if differentiate else grad
             state = {name: kept[left] for name, kept in state.items()}
+            if isinstance(size, Tensor):
+                size, ball = size[left], ball.at(left)
+                constraint = constraint if attack.roams else ball
         if differentiate:
             backwards[rows] += going
             zeros[rows] += going & (grad.flatten(1) == 0).all(1)
@@ -228,7 +241,7 @@ def _batch(
         at = At(walk, value, grad, x0, size, k, attack.steps, partial(constraint.relax, x0=x0))
         walk, state = update.step(at, state)
         walk = constraint.relax(walk, x0)
-        x = constraint.project(walk, x0)
+        x = constraint.project(walk, x0) if constraint.discrete else walk
     gained = torch.where(late.isfinite() & (peak > first), (peak - late) / (peak - first), 0)
     unknown = torch.full_like(forwards, -1)
     return Result(images, forwards, backwards, forwards - 1, zeros, gained, near, unknown, trace)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attacks.constraints import Constraint
-from attacks.core import ParameterError
+from attacks.core import ParameterError, per_sample
 from attacks.draws import normal, uniform
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class GreyNoise(Init):
         return 128 / 255 + self.noise_std * normal(x0, seeds)
 
 
-def _radius(constraint: Constraint) -> float:
+def _radius(constraint: Constraint, x0: Tensor) -> float | Tensor:
     eps = constraint.threat.eps
     if eps is None:
         raise ParameterError("a start on the ball needs a constraint with eps, for example eps=0.1")
-    return eps
+    return per_sample(eps, x0)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Stripes(Init):
     """+eps or -eps along each column and channel (Andriushchenko et al. 2020, arXiv:1912.00049, §3.3)."""
 
     def __call__(self, x0: Tensor, constraint: Constraint, seeds: Sequence[int]) -> Tensor:
-        eps = _radius(constraint)
+        eps = _radius(constraint, x0)
         return x0 + eps * (uniform(x0[:, :, :1], seeds) - 0.5).sign()
 
 
@@ -75,7 +75,7 @@ class Tiles(Init):
     def __call__(self, x0: Tensor, constraint: Constraint, seeds: Sequence[int]) -> Tensor:
         import torch
 
-        eps = _radius(constraint)
+        eps = _radius(constraint, x0)
         height, width = x0.shape[2:]
         signs = (uniform(x0[:, :, :5, :5], seeds) - 0.5).sign()
         rows, columns = (torch.arange(n, device=x0.device) * 5 / n for n in (height, width))

@@ -43,7 +43,7 @@ class Corners(Search):
 
     def propose(self, best: Tensor, at: At, seeds: Tensor) -> Tensor:
         signs = (hashed(seeds, at.k, at.x0[0].numel()) - 0.5).sign().view_as(at.x0)
-        return at.x0 + at.size * signs
+        return at.x0 + per_sample(at.size, at.x0) * signs
 
 
 def area(share: float, k: int, steps: int) -> float:
@@ -73,7 +73,7 @@ class Square(Search):
         inside = _within(drawn[:, 0], side, height).view(count, 1, height, 1)
         inside = inside & _within(drawn[:, 1], side, width).view(count, 1, 1, width)
         signs = (drawn[:, 2:] - 0.5).sign().view(count, channels, 1, 1)
-        return (at.x0 + at.size * signs).where(inside, best)
+        return (at.x0 + per_sample(at.size, best) * signs).where(inside, best)
 
 
 def _within(place: Tensor, side: int, length: int) -> Tensor:

@@ -30,13 +30,19 @@ class At:
     grad: Tensor
     """Its gradient there; empty for a rule that takes none."""
     x0: Tensor
-    size: float
-    """The step size, in pixel units."""
+    size: float | Tensor
+    """The step size, in pixel units; (B,) where radii differ."""
     k: int
     """Steps taken so far."""
     steps: int
     project: Callable[[Tensor], Tensor]
     """Onto the set that the optimiser walks in."""
+
+    def along(self, direction: Tensor) -> Tensor:
+        """x + size * direction."""
+        if isinstance(self.size, (int, float)):
+            return self.x.add(direction, alpha=self.size)
+        return self.x + per_sample(self.size, direction) * direction
 
 
 def _unit(grad: Tensor) -> Tensor:
@@ -64,7 +70,7 @@ class Update:
         return {}
 
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
-        """The images after one more step, and the state."""
+        """The images after one more step, which the loop projects, and the state."""
         raise NotImplementedError
 
 
@@ -75,7 +81,7 @@ class Raw(Update):
     step_size: float = 1.0
 
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
-        return at.x.add(at.grad, alpha=at.size), state
+        return at.along(at.grad), state
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Sign(Update):
     step_size: float | None = None
 
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
-        return at.x.add(at.grad.sign(), alpha=at.size), state
+        return at.along(at.grad.sign()), state
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Normalized(Update):
     step_size: float | None = None
 
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
-        return at.x.add(_unit(at.grad), alpha=at.size), state
+        return at.along(_unit(at.grad)), state
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class OverStd(Update):
 
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
         spread = at.grad.flatten(1).std(1) + 1e-8
-        return at.x.add(at.grad / per_sample(spread, at.x), alpha=at.size), state
+        return at.along(at.grad / per_sample(spread, at.x)), state
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class Momentum(Update):
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
         mean = at.grad.flatten(1).abs().mean(1).clamp(min=1e-12)
         m = self.decay * state["m"] + at.grad / per_sample(mean, at.x)
-        return at.x.add(m.sign(), alpha=at.size), {"m": m}
+        return at.along(m.sign()), {"m": m}
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class Adam(Update):
         m = self.beta1 * state["m"] + (1 - self.beta1) * at.grad
         v = self.beta2 * state["v"] + (1 - self.beta2) * at.grad.square()
         corrected = (v / (1 - self.beta2 ** (at.k + 1))).sqrt() + 1e-8
-        moved = at.x.addcdiv(m, corrected, value=at.size / (1 - self.beta1 ** (at.k + 1)))
+        moved = at.x.addcdiv(m, corrected, value=float(at.size) / (1 - self.beta1 ** (at.k + 1)))
         return moved, {"m": m, "v": v}
 
 
@@ -215,7 +221,7 @@ class APGD(Update):
             checked, better = best_value, better * 0
         z = at.project(x + self.direction(grad) * per_sample(at.size * shrink, x))
         inertia = self.inertia if at.k else 1.0
-        moved = at.project(x + inertia * (z - x) + (1 - inertia) * (x - before))
+        moved = x + inertia * (z - x) + (1 - inertia) * (x - before)
         return moved, {
             "before": x,
             "best": best,
@@ -282,7 +288,7 @@ class APGDL1(Update):
         least = size.sort(1).values.gather(1, rank[:, None])
         signs = (grad.flatten(1).sign() * (size >= least)).view_as(grad)
         length = signs.flatten(1).abs().sum(1) + 1e-10
-        moved = at.project(x + signs * per_sample(at.size * shrink / length, x))
+        moved = x + signs * per_sample(at.size * shrink / length, x)
         return moved, {
             "best": best,
             "best_grad": best_grad,

@@ -144,7 +144,7 @@ class LibraryAttack:
                 len(images),
                 batch_size,
             )
-        return Result(*(torch.cat([getattr(part, f) for part in parts]) for f in Result.__dataclass_fields__))
+        return Result.joined(parts)
 
     def _batch(self, model: Any, images: Tensor, goal: Goal, seed: int) -> Result:
         import torch

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import attacks
+from attacks import engine
 from attacks.bisection import Bisected, Brackets
-from attacks.core import ParameterError
-from attacks.registry import get
+from attacks.core import Goal, ParameterError, Result
+from attacks.native import Attack
+from attacks.registry import catalogue, get
 from tests.conftest import Linear
 
 ORDER = {"linf": float("inf"), "l2": 2, "l1": 1}
@@ -71,6 +75,33 @@ def test_a_sample_does_not_depend_on_its_batch(grey: Tensor) -> None:
     assert apart.forwards.tolist() == together.forwards[order].tolist()
 
 
+IN_A_BALL = [
+    entry for entry in catalogue().values() if isinstance(entry, Attack) and entry.bounded and not entry.aim
+]
+
+
+@pytest.mark.parametrize("entry", IN_A_BALL, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("stop", ["fooled", "never"])
+def test_radii_of_one_batch_are_those_of_runs_of_their_own(entry: Attack, stop: str, grey: Tensor) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 30), nn.Tanh(), nn.Linear(30, 5))
+    goal = Goal("untargeted", model(grey).argmax(1))
+    whole = {"linf": 0.3, "l2": 1.2, "l1": 4.0}[entry.norm]
+    # Some fall at once and leave the batch, some late, some never.
+    radii = [whole * factor for factor in (0.05, 0.4, 0.7, 1.0)] * (len(grey) // 4)
+    attack = entry.configured(steps=8, stop=stop)
+    seeds = list(range(len(grey)))
+    together = engine.run(attack, model, grey, goal, seeds, 7, radii)
+    for i, radius in enumerate(radii):
+        one = attack.configured(eps=radius)
+        alone = one.run(model, grey[i : i + 1], goal[i : i + 1], seeds[i : i + 1], 7)
+        # The late gain is a share of what may be rounding alone.
+        for name in {f.name for f in fields(Result)} - {"late_gain"}:
+            found, expected = getattr(together, name)[i : i + 1], getattr(alone, name)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert together.forwards.unique().numel() > 1 or stop == "never"
+
+
 def test_every_pass_is_counted(linear: Linear, grey: Tensor) -> None:
     labels = linear(grey).argmax(1)
     seen = []
@@ -105,23 +136,22 @@ def test_targeted_reaches_the_target(grey: Tensor) -> None:
 def test_whole_radii_are_found_exactly(least: list[int]) -> None:
     brackets = Brackets(len(least), 784, whole=True)
     for _ in range(40):
-        for radius, rows in brackets.groups():
-            assert radius == int(radius)
-            need = np.array(least)[rows]
-            brackets.update(rows, radius, np.where(need <= radius, radius, np.inf))
+        rows, radii = brackets.next()
+        assert (radii == radii.astype(int)).all()
+        brackets.update(rows, radii, np.where(np.array(least)[rows] <= radii, radii, np.inf))
     assert brackets.distance.tolist() == least
-    assert not list(brackets.groups()), "nothing is left to try"
+    assert not len(brackets.next()[0]), "nothing is left to try"
 
 
 def test_an_image_nearer_than_a_radius_that_failed_opens_the_bracket_again() -> None:
     brackets, row = Brackets(1, 1.0), np.array([0])
-    radii = []
+    tried = []
     for distance in (np.inf, 0.03):
-        ((radius, _),) = brackets.groups()
-        radii.append(radius)
-        assert brackets.update(row, radius, np.array([distance])) == [distance < 1]
-    assert radii == [1 / 16, 1 / 4]
-    ((radius, _),) = brackets.groups()
+        _, radii = brackets.next()
+        tried += radii.tolist()
+        assert brackets.update(row, radii, np.array([distance])) == [distance < 1]
+    assert tried == [1 / 16, 1 / 4]
+    _, (radius,) = brackets.next()
     assert radius == pytest.approx(0.03 / 4, rel=0.1), "below what was found, as if nothing had failed"
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 from attacks.constraints import L1, L2, BinaryInk, Box, Constraint, Ink, Linf
 from attacks.core import ParameterError
+from bench.judge import TOLERANCE, violation
 
 LEVELS = torch.arange(256, dtype=torch.float32) / 255
 
@@ -43,6 +44,20 @@ def test_projections_are_feasible_and_idempotent(constraint: Constraint, seed: i
     torch.testing.assert_close(constraint.project(once, x0), once, atol=1e-6, rtol=0)
     inside = constraint.project(x0, x0)
     assert torch.equal(inside, x0), "the original is feasible"
+
+
+@pytest.mark.parametrize(
+    "ball", [Linf(0.03), L2(0.5), L2(3.0), L2(20.0), L1(40.0), L1(500.0)], ids=lambda ball: repr(ball)
+)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 224, 224)])
+def test_the_judge_calls_projections_feasible_whatever_the_size(
+    ball: Constraint, shape: tuple[int, int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Far from the box, which would take some of the length away.
+    x0 = 0.45 + 0.1 * torch.rand((4, *shape), generator=generator)
+    x = (ball & Box()).project(x0 + 3 * torch.randn(x0.shape, generator=generator), x0)
+    assert (violation(x, x0, ball.threat) <= TOLERANCE).all()
 
 
 @pytest.mark.parametrize("constraint", [c for c in CASES if "Ink" in repr(c)], ids=repr)

@@ -225,6 +225,28 @@ def test_a_suite_serves_models_of_two_or_three_classes_by_the_margin(classes: in
     assert alone["message"].str.contains("at least 4 classes").all()
 
 
+@pytest.mark.parametrize(
+    ("name", "eps"), [("pgd", 0.05), ("pgd_l2", 3.0), ("apgd_ce_l2", 3.0), ("apgd_ce_l1", 600.0)]
+)
+def test_success_on_large_images_is_the_judges_too(name: str, eps: float) -> None:
+    """A radius of 3 in L2 was left by 4e-6 on images of this size, and each success called infeasible."""
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 8, 7, stride=4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(8),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+    model = nn.Sequential(*layers).eval()
+    x = 0.3 + 0.4 * torch.rand(8, 3, 224, 224)
+    y = model(x).argmax(1)
+    rows = bench.evaluate(model, name, x, y, eps=eps, steps=10)
+    assert rows["feasible"].all()
+    fooled = (model(attacks.run(name, model, x, y, eps=eps, steps=10).images).argmax(1) != y).sum()
+    assert rows["success"].sum() == fooled > 0
+
+
 def test_targeted_suites_reach_their_targets(relu: nn.Module, mnist: tuple[Tensor, Tensor]) -> None:
     x, y = mnist[0][:8], mnist[1][:8]
     targets = (y + 3) % 10
