@@ -150,17 +150,23 @@ def run_goal(
 ) -> Result:
     """Runs a configured attack, and again from new seeds on the samples that still stand."""
 
-    def seeds(chosen: Sequence[int], restart: int) -> list[int]:
-        return [seed_of(seed, entry.name, i, restart) for i in chosen]
+    def seeds(restart: int, rows: Sequence[int]) -> list[int]:
+        return [seed_of(seed, entry.name, ids[row], restart) for row in rows]
 
-    result = entry.run(model, images, goal, seeds(ids, 0), batch_size)
+    if restarts == 1:
+        return entry.run(model, images, goal, seeds(0, range(len(images))), batch_size)
+    import torch
+
+    from attacks.tries import Tries  # brings every objective along, which judging has no use for
+
+    left = torch.arange(len(images), device=images.device)
+    tries = Tries([entry] * restarts, seeds, model, images, goal, batch_size)
+    result = tries.run(0, left)
     for restart in range(1, restarts):
-        left = standing(model, result.images, goal, batch_size)
+        left = left[standing(model, result.images[left], goal[left], batch_size)]
         if not len(left):
             break
-        again = entry.run(
-            model, images[left], goal[left], seeds([ids[i] for i in left.tolist()], restart), batch_size
-        )
+        again = tries.run(restart, left)
         for f in dataclasses.fields(Result):
             total, new = getattr(result, f.name), getattr(again, f.name)
             total[left] = total[left] + new if f.name in COUNTS else new

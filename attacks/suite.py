@@ -127,6 +127,7 @@ class Suite:
         from attacks.engine import DetachedError
         from attacks.models import frozen
         from attacks.surrogates import has_steps
+        from attacks.tries import Tries
 
         nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
         counts = {name: nothing.clone() for name in COUNTS}
@@ -135,16 +136,23 @@ class Suite:
             with torch.no_grad():
                 classes = model(images[:1]).shape[1]
             stepped = has_steps(model, images)
-        for index, member in enumerate(self.members):
-            fit = fitted(member, classes, stepped, goal)
-            if fit is None or ("decision" in member.tags and not self.decision):
-                continue
+        fitting = [
+            (index, fit)
+            for index, member in enumerate(self.members)
+            if (fit := fitted(member, classes, stepped, goal))
+            and (self.decision or "decision" not in fit.tags)
+        ]
+
+        def own(k: int, rows: Sequence[int]) -> list[int]:
+            return [seed_of(seeds[row], fitting[k][0]) for row in rows]
+
+        tries = Tries([fit for _, fit in fitting], own, model, images, goal, batch_size)
+        for k, (index, fit) in enumerate(fitting):
             left = ((found.member == -1) & (found.closeness >= fit.least_hope(0))).nonzero().squeeze(1)
             if not len(left):
                 continue
-            own = [seed_of(seeds[i], index) for i in left.tolist()]
             try:
-                result = fit.run(model, images[left], goal[left], own, batch_size)
+                result = tries.run(k, left)
             except DetachedError:
                 # Its figure would be the images' own; the surrogates and the search need no such gradient.
                 continue

@@ -50,15 +50,9 @@ class Outcome:
     seconds: float
 
 
-Clean = tuple[np.ndarray, np.ndarray]
-"""Predicted class and its probability of each image before the attack."""
-
-
-def clean_reading(model: Callable[[Tensor], Tensor], images: Tensor, goal: Goal, batch_size: int) -> Clean:
-    """What the model makes of the images; for images made from nothing, -1 and NaN."""
-    if goal.made:
-        return np.full(len(images), -1), np.full(len(images), np.nan)
-    return read(logits_of(model, images, batch_size))
+def clean_reading(clean: Tensor | None, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted class and its probability, by the logits of clean images; -1 and NaN where there are none."""
+    return (np.full(count, -1), np.full(count, np.nan)) if clean is None else read(clean)
 
 
 class _Isolated:
@@ -114,18 +108,22 @@ def attack_rows(
     batch_size: int,
     restarts: int = 1,
     fast: bool = False,
-    clean: Clean | None = None,
+    clean: Tensor | None = None,
     given_up: str = "",
 ) -> Outcome:
     """Attacks the samples that are right, judges what comes back, and makes one row per sample.
 
     A sample that is wrong before the attack keeps its image and has the status `clean_wrong`; one
     whose attack raised has `error` and the message; every other `ok`. For images made from nothing
-    `images` gives the shape only, and the labels are -1. `clean` is the model's reading of the images,
-    where the caller has it already. An attack that is `given_up` is not run: each sample is an error.
+    `images` gives the shape only, and the labels are -1. `clean` are the images' logits (N, K), where the
+    caller has them already; the attack gets them, too. An attack that is `given_up` is not run: each sample
+    is an error.
     """
     made = goal.made
-    clean_label, clean_confidence = clean or clean_reading(model, images, goal, batch_size)
+    if clean is None and not made:
+        clean = logits_of(model, images, batch_size)
+    clean_label, clean_confidence = clean_reading(clean, len(images))
+    goal = replace(goal, clean=clean)
     if made:
         standing = torch.arange(len(images), device=images.device)
     else:
@@ -381,18 +379,18 @@ def _clean(
     dataset: str,
     ids: tuple[int, ...],
     batch_size: int,
-) -> Clean:
-    """The clean pass over a slice: every attack on the model needs the same one."""
+) -> Tensor:
+    """The clean pass over a slice, as logits (N, K): every attack on the model needs the same one."""
     images = load_data(dataset)[0][torch.tensor(ids)].to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("clean", model, ids))
-        return read(logits_of(averaged(model, build, device, eot), images, batch_size))
+        return logits_of(averaged(model, build, device, eot), images, batch_size)
 
 
-def _clean_of(task: Task, model: Any, images: Tensor, goal: Goal) -> Clean:
+def _clean_of(task: Task, goal: Goal) -> Tensor | None:
     cell = task.cell
     if goal.made:
-        return clean_reading(model, images, goal, cell.batch_size)
+        return None
     return _clean(cell.model, task.build, cell.device, cell.eot, cell.dataset, task.ids, cell.batch_size)
 
 
@@ -437,7 +435,7 @@ def _seeded(task: Task, model: torch.nn.Module) -> Outcome:
 def _compute(task: Task, model: torch.nn.Module) -> Outcome:
     cell = task.cell
     images, labels, goal = samples_of(cell, task.ids)
-    clean = _clean_of(task, model, images, goal)
+    clean = _clean_of(task, goal)
     if task.shown is not None:
         return _shown(task, task.shown, model, images, labels, goal, clean)
     entry = get(cell.attack).configured(**dict(cell.parameters))
@@ -459,7 +457,7 @@ def _compute(task: Task, model: torch.nn.Module) -> Outcome:
 
 
 def _shown(
-    task: Task, file: bytes, model: Any, images: Tensor, labels: Tensor, goal: Goal, clean: Clean
+    task: Task, file: bytes, model: Any, images: Tensor, labels: Tensor, goal: Goal, clean: Tensor | None
 ) -> Outcome:
     """A transfer: the images that another model's attack made, judged on this model.
 
@@ -473,7 +471,7 @@ def _shown(
     adversarial = shown["images"].to(cell.device)
     made = goal.made
     verdict = judge(model, adversarial, None if made else images, goal, cell.threat, cell.batch_size)
-    clean_label, clean_confidence = clean
+    clean_label, clean_confidence = clean_reading(clean, len(images))
     right = made | (clean_label == labels.cpu().numpy())
     counted = right & shown["success"].numpy().astype(bool)
     verdict["success"] = verdict["success"] & counted
