@@ -6,6 +6,7 @@ every library has those, and each can be told the same radius, step, number of s
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -190,6 +191,8 @@ class Stage:
     """What every engine is given: the model, and those of a task's images that it has right."""
 
     model: nn.Module
+    stock: nn.Module
+    """The same as a library's user has it: in the layout that torch gives a network."""
     images: Tensor
     goal: Goal
     ids: list[int]
@@ -211,30 +214,35 @@ def stage_of(tasks: Sequence[Task]) -> Stage:
     ids = [asked[i] for i in right.tolist()]
     row = {sample: i for i, sample in enumerate(ids)}
     parts = [[row[sample] for sample in task.ids if sample in row] for task in tasks]
-    return Stage(model, images[right], goal[right], ids, [part for part in parts if part], len(asked))
+    stock = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return Stage(model, stock, images[right], goal[right], ids, [part for part in parts if part], len(asked))
 
 
 @dataclass(frozen=True)
 class Engine:
     """One way to do the work on a stage: a line of the table."""
 
-    called: str
+    name: str
     work: Callable[[Stage], Tensor]
     """The images (N, C, H, W) that it makes of a stage's."""
     version: str
     batch: str
     """Images that the network sees at a time, in words."""
-    held: bool = False
-    """The model is frozen around it, so that it computes no gradients of parameters."""
+    stock: bool = False
+    """It is given the network as its user has it: parameters that take gradients, in torch's own layout."""
 
-    @property
-    def name(self) -> str:
-        return f"{self.called}, frozen" if self.held else self.called
+    def network(self, stage: Stage) -> nn.Module:
+        """The one that it attacks."""
+        return stage.stock if self.stock else stage.model
 
     def run(self, stage: Stage) -> Tensor:
         """Does the work."""
-        with frozen(stage.model) if self.held else nullcontext():
-            return self.work(stage)
+        with nullcontext() if self.stock else frozen(stage.model):
+            return self.work(replace(stage, model=self.network(stage)))
+
+    def prepared(self) -> Engine:
+        """The same with a network that has this project's layout and takes no gradients of parameters."""
+        return replace(self, name=f"{self.name}, prepared", stock=False)
 
 
 def _native(entry: Attack, cell: Cell, stage: Stage) -> Tensor:
@@ -282,7 +290,8 @@ def engines(cell: Cell, peers: Sequence[str]) -> list[Engine]:
         if row := row_of(name, cell):
             peer = PEERS[name]
             size = "all" if peer.batch is None else str(peer.batch)
-            found.append(Engine(row.name, partial(_peer, peer, row, cell.seed), row.version, size))
+            work = partial(_peer, peer, row, cell.seed)
+            found.append(Engine(row.name, work, row.version, size, stock=True))
     return found
 
 
@@ -442,13 +451,15 @@ def compare(
     """One cell's work by every engine, in this process and in interleaved rounds.
 
     A first run of each, not timed, is what is judged and whose passes are counted. A library that computed
-    the gradients of parameters in it is run frozen, too. `progress` is told what is at work, how much is
-    done, and of how much. Raises UserError where the model has no image right.
+    gradients of parameters in it, or whose user's network has another layout, has a second turn, prepared.
+    `progress` is told what is at work, how much is done, and of how much. Raises UserError where the model
+    has no image right.
     """
     cell, stage = tasks[0].cell, stage_of(tasks)
     if cell.fast and not halves(stage.model, stage.images[:50]):
         cell = replace(cell, fast=False)
-    parameters = list(stage.model.parameters())
+    parameters = list(stage.stock.parameters())
+    other = any(mine.stride() != own.stride() for mine, own in zip(stage.model.parameters(), parameters))
     entrants: list[tuple[Engine, Passes, Estimate]] = []
     crashed: dict[str, str] = {}
     waiting = engines(cell, peers)
@@ -457,7 +468,7 @@ def compare(
         progress(f"first run: {engine.name}", len(entrants), len(entrants) + len(waiting) + 1)
         _clear(parameters)
         try:
-            with recorded_passes(stage.model) as passes:
+            with recorded_passes(engine.network(stage)) as passes:
                 images = engine.run(stage)
             verdict = judge(stage.model, images, stage.images, stage.goal, cell.threat, cell.batch_size)
         except Exception as error:  # whatever a library does, the others go on
@@ -466,8 +477,8 @@ def compare(
             crashed[engine.name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             continue
         entrants.append((engine, passes(), rate(int((~verdict["success"]).sum()), stage.n)))
-        if any(parameter.grad is not None for parameter in parameters):
-            waiting.insert(0, replace(engine, held=True))
+        if engine.stock and (other or any(parameter.grad is not None for parameter in parameters)):
+            waiting.insert(0, engine.prepared())
     side = SIDE["cuda" if on_gpu(cell.device) else "cpu"]
     matrix = torch.rand(side, side, device=cell.device)
     jobs: dict[str | Passes, Callable[[], object]] = {"product": partial(torch.mm, matrix, matrix)}
@@ -571,9 +582,10 @@ def _table(found: Comparison) -> Table:
     ]
     if found.cell.fast:
         notes.append("bfloat16: gradients in half precision; its floor is in float32")
-    if any(row.engine.held for row in found.rows):
+    if any(row.engine.stock for row in found.rows):
         notes.append(
-            "frozen: without the gradients of parameters, which the library computes and nobody reads"
+            "libraries have the network in torch's own layout, as users do; prepared: in this project's, "
+            "without gradients of parameters"
         )
     notes += found.flags
     notes += [f"{engine} crashed and is left out: {message}" for engine, message in found.crashed.items()]

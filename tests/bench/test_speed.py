@@ -38,7 +38,7 @@ def test_every_engine_does_the_same_work(attack: str) -> None:
     stage, steps = stage_of(given), 1 if attack == "fgsm" else 3
     found = {}
     for engine in engines(given[0].cell, ["foolbox", "art"]):
-        with recorded_passes(stage.model) as passes:
+        with recorded_passes(engine.network(stage)) as passes:
             found[engine.name] = engine.run(stage)
         backwards = sum(count for count, back in passes() if back)
         if engine.name == f"native/{attack}" and steps > 1:
@@ -51,6 +51,24 @@ def test_every_engine_does_the_same_work(attack: str) -> None:
         # ART clips to [0, 1] before it projects onto an L2 ball, where the others do so after.
         if not name.startswith("native") and not (name.startswith("art") and "l2" in attack):
             assert torch.allclose(images, every, atol=1e-6), name
+
+
+def test_a_library_has_the_network_as_its_user_has_it() -> None:
+    given = tasks("fgsm")
+    stage = stage_of(given)
+    native, foolbox = engines(given[0].cell, ["foolbox"])
+    assert (native.network(stage), foolbox.network(stage)) == (stage.model, stage.stock)
+    weights = [network.get_parameter("conv2.weight") for network in (stage.model, stage.stock)]
+    assert torch.equal(*weights)
+    assert weights[0].is_contiguous(memory_format=torch.channels_last)
+    assert weights[1].is_contiguous()
+    images = foolbox.run(stage)
+    assert weights[1].grad is not None, "which its attack has computed"
+    weights[1].grad = None
+    prepared = foolbox.prepared()
+    assert (prepared.name, prepared.network(stage)) == ("foolbox/fgsm, prepared", stage.model)
+    torch.testing.assert_close(prepared.run(stage), images)
+    assert all(weight.grad is None and weight.requires_grad for weight in weights)
 
 
 def test_the_native_engine_goes_by_the_shards_of_a_run() -> None:
@@ -82,7 +100,7 @@ def found() -> Comparison:
 
 def test_rows(found: Comparison) -> None:
     first = "native/pgd:steps=2"
-    names = [first, f"{first}:stop=never", "foolbox/pgd", "foolbox/pgd, frozen"]
+    names = [first, f"{first}:stop=never", "foolbox/pgd", "foolbox/pgd, prepared"]
     assert [row.engine.name for row in found.rows] == names
     every, foolbox = found.rows[1:3]
     assert (every.per_image(back=False), every.per_image(back=True)) == (3, 2)
@@ -126,7 +144,7 @@ def test_the_verb(cli: Cli, tmp_path: Path) -> None:
     (comparison,) = answer.json["comparisons"]
     first, foolbox, held = comparison["rows"]
     # FGSM takes its one step whatever happens, so the native engine has one row.
-    names = ["native/fgsm", "foolbox/fgsm", "foolbox/fgsm, frozen"]
+    names = ["native/fgsm", "foolbox/fgsm", "foolbox/fgsm, prepared"]
     assert [row["engine"] for row in comparison["rows"]] == names
     assert (comparison["steps"], comparison["step_size"], comparison["eps"]) == (1, 0.1, 0.1)
     assert first["ratio_to_native"] == {"median": 1.0, "low": 1.0, "high": 1.0}
