@@ -15,7 +15,7 @@ import torch
 
 import attacks
 import zoo
-from attacks import models
+from attacks import engine
 from bench.executors import one_thread
 from bench.runner import load_data
 
@@ -26,7 +26,7 @@ VARIANTS = [(size, layout) for size in (128, 64, 32, 16) for layout in (FIRST[1]
 
 def seconds(name: str, size: int, layout: torch.memory_format) -> float:
     """Of one attack on a network whose weights lie so, in passes of so many images."""
-    models.PASS = size
+    engine.PASS = size
     network = zoo.load(name).to(memory_format=layout)
     images, labels = (part[:IMAGES] for part in load_data(zoo.card(name).dataset))
     start = time.perf_counter()

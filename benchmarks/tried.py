@@ -1,0 +1,94 @@
+"""What was tried to make an attack's passes cheaper on a CPU, and left out.
+
+    python benchmarks/tried.py mnist_cnn@pgd_at mnist_cnn mnist_relu
+
+Ratios to the way it is done, of pairs in one run, medians of several rounds; above 1 is faster.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+import attacks
+import zoo
+from attacks.models import PASS, frozen
+from bench.runner import load_data
+
+ROUNDS, PASSES, IMAGES = 7, 60, 500
+
+
+def paired(usual: Callable[[], object], other: Callable[[], object]) -> float:
+    """How many times as fast the other is, after a first run of each."""
+    usual(), other()
+    ratios = []
+    for _ in range(ROUNDS):
+        seconds = []
+        for job in (usual, other):
+            start = time.perf_counter()
+            job()
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios)
+
+
+def passes(model: Callable[[Tensor], Tensor], images: Tensor) -> None:
+    """Gradients at one pass of images, many times."""
+    for _ in range(PASSES):
+        x = images.clone().requires_grad_()
+        torch.autograd.grad(model(x).float().sum(), x)
+
+
+def compiled(model: nn.Module, images: Tensor) -> float:
+    """Passes by torch.compile."""
+    with frozen(model):
+        quick = torch.compile(lambda x: model(x), dynamic=False)
+        return paired(lambda: passes(model, images), lambda: passes(quick, images))
+
+
+def kept_casts(model: nn.Module, images: Tensor) -> float:
+    """Passes in bfloat16 with weights cast once: of those that take gradients, autocast keeps its casts."""
+
+    def half(takes: bool) -> None:
+        model.requires_grad_(takes)
+        with torch.autocast("cpu", torch.bfloat16):
+            passes(model, images)
+
+    return paired(lambda: half(False), lambda: half(True))
+
+
+def threaded(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """PGD by as many threads as torch has, each with its part of the images."""
+    threads = torch.get_num_threads()
+
+    def attack(rows: slice) -> Tensor:
+        ids = range(len(images))[rows]
+        return attacks.run("pgd", model, images[rows], labels[rows], eps=0.3, ids=ids).images
+
+    def part(rows: slice) -> Tensor:
+        torch.set_num_threads(1)
+        return attack(rows)
+
+    def apart() -> None:
+        size = -(-len(images) // threads)
+        with frozen(model), ThreadPoolExecutor(threads) as pool:
+            list(pool.map(part, [slice(at, at + size) for at in range(0, len(images), size)]))
+        torch.set_num_threads(threads)
+
+    return paired(lambda: attack(slice(None)), apart)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        network = zoo.load(name)
+        images, labels = (each[:IMAGES] for each in load_data(zoo.card(name).dataset))
+        print(f"{name}, {torch.get_num_threads()} threads")
+        print(f"  torch.compile        {compiled(network, images[:PASS]):.2f}")
+        print(f"  casts kept, bfloat16 {kept_casts(network, images[:PASS]):.2f}")
+        print(f"  a part per thread    {threaded(network, images, labels):.2f}")
