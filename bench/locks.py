@@ -33,6 +33,8 @@ STALE = 60.0
 """Seconds without one that a driver is given up after."""
 POLL = 0.5
 """Seconds until what somebody else holds is looked at again."""
+TURNS = threading.Lock()
+"""Threads of a process take turns: fsspec's memory looks before it makes, and has one position for a file."""
 
 
 class Presence:
@@ -99,7 +101,7 @@ class Presence:
         while not self.left.wait(BEAT):
             # The store may be out of reach for a while.
             with suppress(Exception):
-                self.file.write_text(self.record)
+                _write(self.file, self.record)
 
     def _end(self) -> None:
         self.left.set()
@@ -128,11 +130,11 @@ class Presence:
                 if _made(claim, self.name):
                     self.taken[shard] = claim
                     return True, before
-                holder = claim.read_text()
+                holder = _read(claim)
                 if not holder:
                     # Made, and not yet written.
                     time.sleep(POLL)
-                    holder = claim.read_text()
+                    holder = _read(claim)
                 before.append(RunFolder(self.folder.results, holder.rpartition(".")[0]))
                 if holder and _lives(self.locks, holder):
                     return holder == self.name, before
@@ -140,7 +142,7 @@ class Presence:
     def release(self, shard: str) -> None:
         """Gives back a shard that was taken and not finished: nobody need wait until the driver leaves."""
         with writing(self.locks):
-            self.taken.pop(shard).write_text(f"{self.folder.id}.")
+            _write(self.taken.pop(shard), f"{self.folder.id}.")
 
 
 def present(folder: RunFolder, but: str = "") -> list[dict[str, Any]]:
@@ -154,7 +156,7 @@ def present(folder: RunFolder, but: str = "") -> list[dict[str, Any]]:
         if _run_of(file) != folder.id or file.stem == but:
             continue
         try:
-            record = json.loads(file.read_text())
+            record = json.loads(_read(file))
             elsewhere = isinstance(file, Path) and record["host"] != platform.node()
             unknown = elsewhere and not record["cleaning"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -190,7 +192,7 @@ def _lives(locks: Path, name: str) -> bool:
             with _file_lock(record).acquire(timeout=0):
                 return False
         clock = locks / "clock"
-        clock.write_bytes(b"")
+        _write(clock, "")
         return modified(clock) - modified(record) < STALE
     except Timeout:
         return True
@@ -200,6 +202,16 @@ def _lives(locks: Path, name: str) -> bool:
         return True
 
 
+def _read(file: Path) -> str:
+    with TURNS:
+        return file.read_text()
+
+
+def _write(file: Path, text: str) -> None:
+    with TURNS:
+        file.write_text(text)
+
+
 def _made(file: Path, text: str) -> bool:
     """Makes a file that nobody has made; False where somebody has."""
     try:
@@ -207,7 +219,8 @@ def _made(file: Path, text: str) -> bool:
             with file.open("x") as stream:
                 stream.write(text)
         else:
-            file.fs.pipe_file(file.path, text.encode(), mode="create")
+            with TURNS:
+                file.fs.pipe_file(file.path, text.encode(), mode="create")
     except FileExistsError:
         return False
     return True

@@ -104,26 +104,34 @@ def test_a_shard_is_one_drivers_until_it_leaves(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", KINDS, indirect=True)
-def test_of_many_who_want_a_shard_one_gets_it(url: str) -> None:
+def test_of_many_who_want_a_shard_one_gets_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "POLL", 0.05)
     folder = RunFolder(location(url), "run")
     got: list[str] = []
+    names = [f"shard{i}" for i in range(10 if "s3" in url else 100)]
 
     def want(driver: Presence) -> None:
-        ready.wait()
-        got.extend(driver.name for name in ("a", "b") if driver.take(name)[0])
+        for name in names:
+            ready.wait()
+            if driver.take(name)[0]:
+                got.append(name)
 
     drivers = [Presence(folder) for _ in range(4)]
     ready = threading.Barrier(len(drivers))
     for driver in drivers:
         driver.__enter__()
     threads = [threading.Thread(target=want, args=(driver,)) for driver in drivers]
+    interval = sys.getswitchinterval()
+    # Threads that change places between any two lines.
+    sys.setswitchinterval(1e-6)
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    sys.setswitchinterval(interval)
     for driver in drivers:
         driver.__exit__(None, None, None)
-    assert len(got) == 2
+    assert sorted(got) == sorted(names)
 
 
 @pytest.mark.parametrize("url", KINDS, indirect=True)
