@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from bench.cli.common import Output, figure_options, note, show, show_json, slice_options, tell
-from bench.cli.verbs.run import build_spec, check_accuracy, fail_where_due, perform
+from bench.cli.common import Output, figure_options, slice_options
+from bench.cli.verbs.run import build_spec, check_accuracy, finish, perform
 from bench.request import Request
 
 SAMPLES = 500
@@ -68,14 +68,5 @@ def command(
     shown = compare.tables(found)
     if save:
         files.append(write_page(folder, save, spec, found.findings, files, shown))
-    if output.form == "json":
-        show_json({**compare.document(found), "figures": [str(file) for file in files]})
-    else:
-        show(shown, output)
-        for line in found.findings:
-            tell("\n" + line, output)
-        note("")
-        for file in files:
-            note(f"written to {file}")
-        note(f"stored in {run.folder.path} ({run.computed} shards computed, {run.reused} from the store)")
-    fail_where_due(run)
+    document = {**compare.document(found), "figures": [str(file) for file in files]}
+    finish(run, output, shown, document, found.findings, files)

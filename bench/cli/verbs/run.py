@@ -21,13 +21,17 @@ from bench.cli.common import (
     show,
     show_json,
     slice_options,
+    tell,
     weights_option,
 )
 from bench.render.table import percent
 from bench.request import Request, as_flag
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.metrics import WorstCase
+    from bench.render.table import Table
     from bench.session import Run
     from bench.spec import RunSpec
 
@@ -308,20 +312,32 @@ def prepare(spec: RunSpec) -> None:
     device_of(spec.device)
 
 
-def finish(run: Run, output: Output) -> None:
-    """Prints a run; ends with 1 where an attack crashed, or broke what was certified."""
+def finish(
+    run: Run,
+    output: Output,
+    tables: list[Table] | None = None,
+    document: dict[str, Any] | None = None,
+    findings: Sequence[str] = (),
+    files: Sequence[Path] = (),
+) -> None:
+    """Prints a run, or what was made of it; ends with 1 where an attack crashed or broke a certificate."""
     from bench import views
 
     if output.form == "json":
-        show_json(views.document(run))
+        show_json(document or views.document(run))
     else:
-        show(views.run_tables(run), output)
+        show(tables or views.run_tables(run), output)
+        for line in findings:
+            tell("\n" + line, output)
+        note("")
+        for file in files:
+            note(f"written to {file}")
         computed = f"{run.computed} shards computed, {run.reused} taken from the store"
-        note(f"\nstored in {run.folder.path} ({computed})")
-    fail_where_due(run)
+        note(f"stored in {run.folder.path} ({computed})")
+    _fail_where_due(run)
 
 
-def fail_where_due(run: Run) -> None:
+def _fail_where_due(run: Run) -> None:
     """Names what crashed, and what was certified and yet broken; ends with 1 where there is any."""
     from bench.views import threat_name
 

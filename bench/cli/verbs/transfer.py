@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from bench.cli.common import Output, figure_options, note, show, show_json, slice_options, tell
-from bench.cli.verbs.run import SAMPLES, build_spec, fail_where_due, perform
+from bench.cli.common import Output, figure_options, note, slice_options
+from bench.cli.verbs.run import SAMPLES, build_spec, finish, perform
 from bench.request import Request
 
 DEFAULT = "ink,ink_target,ink_binary,fgsm,pgd,pgd_l2"
@@ -55,17 +55,9 @@ def command(
     tables, findings = views.transfer_matrices(rates), views.transfer_findings(rates)
     if save:
         files.append(write_page(folder, save, spec, findings, files, tables))
-    if output.form == "json":
-        figures = [str(file) for file in files]
-        show_json({**views.document(run), "findings": findings, "figures": figures})
-    else:
-        show(tables, output)
-        for line in findings:
-            tell("\n" + line, output)
+    if output.form != "json":
         for model, flags in run.model_flags.items():
             if flags:
                 note(f"{model}: {'; '.join(flags)}")
-        for file in files:
-            note(f"written to {file}")
-        note(f"\nstored in {run.folder.path}")
-    fail_where_due(run)
+    document = {**views.document(run), "findings": findings, "figures": [str(file) for file in files]}
+    finish(run, output, tables, document, findings, files)
