@@ -102,9 +102,9 @@ def _standard(short: str, ce: Attack, dlr: Attack, search: Attack) -> Suite:
     """
     surrogates = ("own", "tanh", "poly")
     if ce.norm == "linf":
-        looks = ((50, -0.75), (100, -0.65), (200, -0.55), (500, -0.42), (1000, -0.3), (2000, -0.2))
+        looks = ((80, -0.95), (160, -0.9), (330, -0.75), (830, -0.55), (1660, -0.3), (3330, -0.2))
         ce = replace(ce, patience=((20, -0.75), (40, -0.6)))
-        search = replace(search, steps=3000, patience=looks)
+        search = replace(search, steps=5000, patience=looks)
         dlr = replace(dlr, patience=((0, -0.36), (20, -0.55), (40, -0.45)))
     return Suite(
         short,

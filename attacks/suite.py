@@ -115,7 +115,11 @@ class Suite:
             own = {"eps": parameters["eps"]} if "eps" in parameters else {}
             name = "steps" if member.update.gradient else "queries"
             if name in parameters:
-                own["steps"] = max(1, round(member.steps * parameters[name] / known[name]))
+                share = parameters[name] / known[name]
+                own["steps"] = max(1, round(member.steps * share))
+                # Longer searches come near later, and what was measured of shorter ones is of no use to them.
+                looks = tuple((round(at * max(1, share)), least) for at, least in member.patience)
+                member = dataclasses.replace(member, patience=looks)
             members.append(member.configured(**own))
         return dataclasses.replace(self, members=tuple(members), decision=decision)
 

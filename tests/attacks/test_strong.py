@@ -196,6 +196,18 @@ def test_giving_up_saves_half_and_loses_nothing(relu: nn.Module, mnist: tuple[Te
     assert passes[0] < 0.5 * passes[1]
 
 
+def test_a_longer_search_is_given_up_later() -> None:
+    def looks(**parameters: int) -> list[tuple[int, ...]]:
+        suite = get("standard").configured(**parameters)
+        assert isinstance(suite, Suite)
+        return [tuple(at for at, _ in member.patience) for member in suite.members]
+
+    usual, longer, shorter = looks(), looks(steps=200, queries=10_000), looks(steps=50, queries=100)
+    assert longer == [tuple(2 * at for at in each) for each in usual]
+    assert shorter == usual, "what a short search comes to early, was not measured"
+    assert any(usual)
+
+
 def test_a_suite_skips_surrogates_where_there_is_nothing_to_replace(
     relu: nn.Module, bnn: nn.Module, mnist: tuple[Tensor, Tensor]
 ) -> None:
