@@ -97,8 +97,9 @@ def _standard(short: str, ce: Attack, dlr: Attack, search: Attack) -> Suite:
     APGD on cross-entropy, a search that sees no gradient, then APGD on DLR towards each class; a network of
     steps also by the surrogates that tests found best. In the Linf ball a sample that neither gradient nor
     search brings near its goal is given up: the closeness asked for is below what any sample showed that
-    fell later (benchmarks/README.md). In others that was not measured. There too, and only where
-    `decision=true` asks for it, RayS has its turn: labels are the last thing that a model can hide.
+    fell later (benchmarks/README.md). In others that was not measured, and in a network of steps no
+    closeness is too far. In that ball, and only where `decision=true` asks for it, RayS has its turn: labels
+    are the last thing that a model can hide.
     """
     surrogates = ("own", "tanh", "poly")
     if ce.norm == "linf":

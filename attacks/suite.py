@@ -176,8 +176,9 @@ def fitted(member: Attack, classes: int, stepped: bool, goal: Goal) -> Attack | 
     aimed = member.aim and goal.sign < 0
     if (member.aim and not aimed) or member.aim >= classes or (member.surrogate != "own" and not stepped):
         return None
-    if goal.sign > 0:
-        member = dataclasses.replace(member, patience=())  # how close a target is, was not measured
+    if goal.sign > 0 or stepped:
+        # How close a target is, was not measured; how close a network of steps is, its logits do not tell.
+        member = dataclasses.replace(member, patience=())
     if member.parameters()["loss"] == "dlr" and classes < 3 + (bool(aimed) or goal.sign > 0):
         return member.configured(loss="margin")
     return member

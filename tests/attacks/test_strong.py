@@ -221,6 +221,15 @@ def test_a_suite_skips_surrogates_where_there_is_nothing_to_replace(
         assert (stood["backwards"] == steps).all()
 
 
+def test_no_sample_of_a_network_of_steps_is_given_up(bnn: nn.Module, mnist: tuple[Tensor, Tensor]) -> None:
+    """At 0.01 a quarter of those that fall are farther from it, late, than what is asked of others."""
+    x, y = mnist[0][:16], mnist[1][:16]
+    rows = bench.evaluate(bnn, "standard", x, y, eps=0.01, steps=50, queries=100)
+    stood = rows[(rows["status"] == "ok") & ~rows["success"]]
+    assert len(stood)
+    assert (stood["backwards"] == 14 * 50).all()
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_suite_serves_models_of_two_or_three_classes_by_the_margin(classes: int, grey: Tensor) -> None:
     model = Linear(classes=classes)
