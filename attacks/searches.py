@@ -60,7 +60,8 @@ def area(share: float, k: int, steps: int) -> float:
 class Square(Search):
     """A square at a random place set to +eps or -eps per channel; kept where the objective rose.
 
-    Source: Andriushchenko et al. 2020, algorithms 1 and 2 (arXiv:1912.00049).
+    A square that is as it was already gets the other signs: asking again what is known would waste the query.
+    Source: Andriushchenko et al. 2020, algorithms 1 and 2 (arXiv:1912.00049), whose code draws signs again.
     """
 
     first_share: float = 0.8
@@ -73,7 +74,10 @@ class Square(Search):
         inside = _within(drawn[:, 0], side, height).view(count, 1, height, 1)
         inside = inside & _within(drawn[:, 1], side, width).view(count, 1, 1, width)
         signs = (drawn[:, 2:] - 0.5).sign().view(count, channels, 1, 1)
-        return (at.x0 + per_sample(at.size, best) * signs).where(inside, best)
+        size = per_sample(at.size, best)
+        proposed = at.project((at.x0 + size * signs).where(inside, best))
+        idle = (proposed == best).flatten(1).all(1)
+        return (at.x0 - size * signs).where(inside & per_sample(idle, best), proposed)
 
 
 def _within(place: Tensor, side: int, length: int) -> Tensor:
