@@ -49,6 +49,11 @@ class Probed:
     saturated: np.ndarray
     """(N,) softmax gives the label exactly 1 in float32: cross-entropy is exactly 0."""
 
+    @property
+    def n(self) -> int:
+        """Samples; of a model that draws at random, not always as many as an attack found right."""
+        return len(self.zero)
+
 
 def probe(
     model: Callable[[Tensor], Tensor],

@@ -52,6 +52,14 @@ def test_an_honest_network_is_green() -> None:
     assert remedy(Evidence(Subject(), 0.1), found, honest().probed) is None
 
 
+def test_a_model_of_chance_may_be_right_on_more_images_when_it_is_probed() -> None:
+    more = np.ones(N + 1, dtype=bool)
+    probed = Probed(0.0, False, False, ~more, ~more, more, more, ~more)
+    found = {check.name: check for check in judge(replace(honest(), probed=probed))}
+    for name in ("zero gradients", "useless gradients", "finite differences"):
+        assert (found[name].n, found[name].colour) == (N + 1, "green")
+
+
 def test_few_classes_are_audited_by_the_losses_that_they_define() -> None:
     subject = Subject("margin")
     assert Evidence(subject, 0.1).losses == ("margin", "dlr")
