@@ -103,7 +103,7 @@ _SEARCHING = (
     (1540, -0.2),
     (2160, -0.12),
 )
-"""Below the farthest of those that fell later, by 0.1 (benchmarks/README.md)."""
+"""(queries, closeness): by some 0.1 below the farthest of those that fell later (benchmarks/README.md)."""
 
 
 def _standard(short: str, ce: Attack, dlr: Attack, search: Attack) -> Suite:

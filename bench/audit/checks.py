@@ -101,31 +101,29 @@ def share(count: int, n: int) -> str:
 
 
 def _zero(facts: Facts) -> Check:
-    zero, faint = int(facts.probed.zero.sum()), int(facts.probed.faint.sum())
-    part = zero / facts.probed.n
-    colour: Colour = (
-        "red" if part > 0.1 else "amber" if part > 0.01 or faint / facts.probed.n > 0.1 else "green"
-    )
-    said = share(zero, facts.probed.n) + (f", {faint} more vanish" if faint else "")
-    return Check("zero gradients", said, "red > 10 %, amber > 1 %", facts.probed.n, colour, AUTO)
+    probed = facts.probed
+    zero, faint = int(probed.zero.sum()), int(probed.faint.sum())
+    part = zero / probed.n
+    colour: Colour = "red" if part > 0.1 else "amber" if part > 0.01 or faint / probed.n > 0.1 else "green"
+    said = share(zero, probed.n) + (f", {faint} more vanish" if faint else "")
+    return Check("zero gradients", said, "red > 10 %, amber > 1 %", probed.n, colour, AUTO)
 
 
 def _useless(facts: Facts) -> Check:
-    rises = rate(int(facts.probed.rises.sum()), facts.probed.n)
-    said = share(int(facts.probed.rises.sum()), facts.probed.n) + " rise"
-    colour: Colour = "red" if rises.low < 0.75 else "green"
-    return Check("useless gradients", said, "red: low end < 75 %", facts.probed.n, colour, OURS)
+    count, n = int(facts.probed.rises.sum()), facts.probed.n
+    colour: Colour = "red" if rate(count, n).low < 0.75 else "green"
+    return Check("useless gradients", share(count, n) + " rise", "red: low end < 75 %", n, colour, OURS)
 
 
 def _differences(facts: Facts) -> Check | None:
     if facts.probed.steps:
         return None  # A step has no derivative to agree with: whether its surrogate helps, the others tell.
-    agrees = rate(int(facts.probed.agrees.sum()), facts.probed.n)
-    said = share(int(facts.probed.agrees.sum()), facts.probed.n) + " agree"
+    count, n = int(facts.probed.agrees.sum()), facts.probed.n
+    agrees, said = rate(count, n), share(count, n) + " agree"
     # A network that is very sure loses part of the cross-entropy's gradient to rounding, and what is left
     # still leads uphill: an accusation needs more than an interval that reaches below the threshold.
     colour: Colour = "red" if agrees.high < 0.75 else "amber" if agrees.low < 0.75 else "green"
-    return Check("finite differences", said, "red: high end < 75 %, amber: low", facts.probed.n, colour, OURS)
+    return Check("finite differences", said, "red: high end < 75 %, amber: low", n, colour, OURS)
 
 
 def _paired(name: str, source: str, weak: np.ndarray, strong: np.ndarray, what: str) -> Check:

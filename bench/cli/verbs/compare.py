@@ -68,5 +68,8 @@ def command(
     shown = compare.tables(found)
     if save:
         files.append(write_page(folder, save, spec, found.findings, files, shown))
-    document = {**compare.document(found), "figures": [str(file) for file in files]}
+
+    def document() -> dict[str, Any]:
+        return {**compare.document(found), "figures": [str(file) for file in files]}
+
     finish(run, output, shown, document, found.findings, files)

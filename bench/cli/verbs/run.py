@@ -28,7 +28,7 @@ from bench.render.table import percent
 from bench.request import Request, as_flag
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bench.metrics import WorstCase
     from bench.render.table import Table
@@ -316,7 +316,7 @@ def finish(
     run: Run,
     output: Output,
     tables: list[Table] | None = None,
-    document: dict[str, Any] | None = None,
+    document: Callable[[], dict[str, Any]] | None = None,
     findings: Sequence[str] = (),
     files: Sequence[Path] = (),
 ) -> None:
@@ -324,7 +324,7 @@ def finish(
     from bench import views
 
     if output.form == "json":
-        show_json(document or views.document(run))
+        show_json(document() if document else views.document(run))
     else:
         show(tables or views.run_tables(run), output)
         for line in findings:

@@ -59,5 +59,8 @@ def command(
         for model, flags in run.model_flags.items():
             if flags:
                 note(f"{model}: {'; '.join(flags)}")
-    document = {**views.document(run), "findings": findings, "figures": [str(file) for file in files]}
+
+    def document() -> dict[str, Any]:
+        return {**views.document(run), "findings": findings, "figures": [str(file) for file in files]}
+
     finish(run, output, tables, document, findings, files)
