@@ -314,9 +314,8 @@ def executor_of(request: Request, results: Path) -> Executor:
         raise UserError(f"--executor serial is one worker; leave out --workers {workers}")
     if name == "serial" and timeout is not None:
         raise UserError("--executor serial cannot stop an attack that hangs; --timeout takes another one")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cards = _cards(request.device)
-    here = workers or (min(4, cores) if request.device == "cpu" else max(1, cards))
+    here = workers or (_cores() if request.device == "cpu" else max(1, cards))
     if name == "ray":
         from bench.executors.ray import Ray
 
@@ -332,6 +331,21 @@ def executor_of(request: Request, results: Path) -> Executor:
     from bench.executors.processes import Processes
 
     return Processes(here, timeout, spare=name is None and workers is None, cards=cards)
+
+
+def ready(request: Request) -> None:
+    """Has a request's worker processes, if it has several, import torch while this process does."""
+    processes = request.executor in (None, "processes") and request.device == "cpu"
+    if processes and (request.workers or _cores()) > 1:
+        from bench import forks
+
+        forks.begin()
+
+
+def _cores() -> int:
+    """Workers of a run on a CPU, where nothing is said."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores)
 
 
 def _cards(device: str) -> int:

@@ -12,10 +12,10 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from math import inf
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bench import forks
 from bench.executors import HERE, Driver, Failure, Pool, WorkerError, attempt
 from bench.plan import Task
 from bench.runner import Outcome
@@ -71,19 +71,6 @@ def machine_memory() -> float:
     return found
 
 
-def _context() -> BaseContext:
-    """How processes are made.
-
-    Forking a process that has run torch's thread pool can hang it. A server that has only imported
-    torch can be forked, and its children share the 0.2 to 0.4 GB that the import takes.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.runner"])
-    return context
-
-
 def alone(function: Callable[..., T], *arguments: Any) -> T:
     """What a function of a module makes of its arguments in a process of its own. Raises WorkerError."""
     with _pool() as pool:
@@ -94,7 +81,7 @@ def alone(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _pool(memory: float = inf, card: int | None = None) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=_context(), initializer=_begin, initargs=(memory, card))
+    return ProcessPoolExecutor(1, mp_context=forks.context(), initializer=_begin, initargs=(memory, card))
 
 
 def idlest(cards: int, taken: Iterable[int | None]) -> int | None:

@@ -261,7 +261,7 @@ LONG = (
 
 
 @contextmanager
-def started(results: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+def started(results: Path, *words: str, alone: bool = False) -> Iterator[subprocess.Popen[str]]:
     """A run under way, which a test that fails does not leave behind."""
     command = [sys.executable, "-c", "from bench.cli import main; main()", *LONG, *words]
     with subprocess.Popen(
@@ -269,6 +269,7 @@ def started(results: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=alone,
         # A test runner started in the background ignores Ctrl-C, and its children with it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
@@ -327,6 +328,24 @@ def test_a_worker_killed_in_mid_run_changes_nothing(
     assert out.startswith("mnist_bnn")
     assert "raylet" not in out
     assert stored(tmp_path) == undisturbed
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks into a process through /proc")
+def test_ctrl_c_finds_the_workers_server_in_the_midst_of_its_imports(tmp_path: Path) -> None:
+    def importing() -> bool:
+        return any(
+            "libtorch_cpu" in Path(f"/proc/{server}/maps").read_text()
+            for server in at_work(running.pid, "forkserver")
+        )
+
+    with started(tmp_path, "--workers", "2", alone=True) as running:
+        wait_for(running, importing)
+        # As a terminal does it: everybody of the group hears of it.
+        os.killpg(running.pid, signal.SIGINT)
+        _, err = running.communicate()
+    assert running.returncode != 0
+    assert len(err.strip().splitlines()) == 1, "nobody speaks but bench"
+    assert not list(tmp_path.glob("runs/*/shards/*"))
 
 
 @pytest.mark.fault

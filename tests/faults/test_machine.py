@@ -15,7 +15,7 @@ import pytest
 
 import bench
 from bench.cli import main
-from bench.executors.processes import _context
+from bench.forks import context
 from tests.bench.test_executors import receipts, stored, wait_for
 from tests.conftest import Answer
 
@@ -42,7 +42,7 @@ class Driver:
     """`bench` in a process of its own, by a server that has imported torch: there are fifty to start."""
 
     def __init__(self, *words: str) -> None:
-        self.process = _context().Process(target=main, args=(words,))  # type: ignore[attr-defined]
+        self.process = context().Process(target=main, args=(words,))  # type: ignore[attr-defined]
         self.process.start()
 
     def at_work(self, results: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_driver_killed_in_the_middle_of_a_file(cli: Cli, tmp_path: Path) -> No
     assert cli(*words, "--results", str(tmp_path / "undisturbed")).code == 0
     there = (*words, "--results", str(tmp_path / "results"))
     images = max(len(file) for file in stored(tmp_path / "undisturbed").values())
-    driver = _context().Process(target=_killed_in_a_write, args=(there, images // 2))  # type: ignore[attr-defined]
+    driver = context().Process(target=_killed_in_a_write, args=(there, images // 2))  # type: ignore[attr-defined]
     driver.start()
     driver.join()
     assert driver.exitcode == -signal.SIGXFSZ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from bench.cli.common import (
     executor_of,
     note,
     progress_bar,
+    ready,
     samples_of,
     show,
     show_json,
@@ -180,12 +182,12 @@ def build_spec(
 
 def is_fast(request: Request) -> bool:
     """Does the request ask for gradients in bfloat16? Raises SpecError where the device has no such."""
+    if request.precision != "fast":
+        return False
     import torch
 
     from bench.spec import SpecError
 
-    if request.precision != "fast":
-        return False
     on_cpu = request.device == "cpu"
     if not (torch.ops.mkldnn._is_mkldnn_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported()):
         raise SpecError(f"--precision fast takes bfloat16, which {request.device} here lacks; leave it out")
@@ -265,6 +267,11 @@ def _aimed(names: list[str], targets: str | None) -> tuple[str, ...]:
 
 def perform(spec: RunSpec, results: Path, request: Request) -> Run:
     """Performs a run under a progress bar, by the executor that a request names."""
+    from bench.plan import tasks_in
+
+    # How many shards there are, does not hang on what the models' weights are.
+    if len(tasks_in(spec, defaultdict(str))) > 1:
+        ready(request)
     from bench.session import perform
 
     prepare(spec)
