@@ -27,6 +27,8 @@ ON_GPU = 4096, 2**26
 """Samples of a shard on a GPU, whose batch it caps, and bytes of their images, at most; SHARD at least."""
 PILOT = 200
 """Samples of the first shard, the rest of it being the second: a pilot's shards serve the longer run."""
+SLOW = 100
+"""Samples of a slow attack's first shards, PILOT in all: a default run's two cores share them."""
 
 
 DATASET = "mnist"
@@ -277,17 +279,21 @@ def tasks_of(cell: Cell, spec: RunSpec) -> list[Task]:
     if cell.goal in MADE:
         return [Task(cell, tuple(range(dataset.classes)), build, total=dataset.classes)]
     ids = slice_ids(cell.dataset, dataset.splits["test"].size, spec.samples)
-    parts = shards(ids, _shard_of(cell, dataset))
+    parts = shards(ids, *_sizes(cell.attack, cell.device, dataset))
     return [Task(cell, shard, build, total=len(ids)) for shard in parts]
 
 
-def _shard_of(cell: Cell, dataset: Dataset) -> int:
-    """Samples of a cell's shard: more on a GPU, but for a library's slow attack: a kill would cost hours."""
-    entry = get(cell.attack)
-    if not cell.device.startswith("cuda") or ("slow" in entry.tags and not entry.name.startswith("native/")):
-        return SHARD
+def _sizes(attack: str, device: str, dataset: Dataset) -> tuple[int, int]:
+    """Samples of an attack's shards, and of its first ones.
+
+    On a GPU there are more, but for a library's slow attack: a kill would cost hours.
+    """
+    entry = get(attack)
+    slow = "slow" in entry.tags
+    if not device.startswith("cuda") or (slow and not entry.name.startswith("native/")):
+        return SHARD, SLOW if slow else PILOT
     samples, size = ON_GPU
-    return max(SHARD, min(samples, size // (4 * math.prod(dataset.shape))))
+    return max(SHARD, min(samples, size // (4 * math.prod(dataset.shape)))), PILOT
 
 
 def tasks_in(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Task]:
@@ -295,7 +301,8 @@ def tasks_in(spec: RunSpec, fingerprints: Mapping[str, str]) -> list[Task]:
     return [task for cell in cells_of(spec, fingerprints) for task in tasks_of(cell, spec)]
 
 
-def shards(ids: Sequence[int], size: int = SHARD) -> list[tuple[int, ...]]:
-    """The ids cut where a longer slice is cut too: after PILOT, `size`, 2 `size` …"""
-    cuts = [0, *(cut for cut in (PILOT, *range(size, len(ids), size)) if cut < len(ids)), len(ids)]
+def shards(ids: Sequence[int], size: int = SHARD, first: int = PILOT) -> list[tuple[int, ...]]:
+    """The ids cut where a longer slice is cut too: by `first` up to PILOT, then after `size`, 2 `size` …"""
+    places = (*range(first, PILOT + 1, first), *range(size, len(ids), size))
+    cuts = [0, *(cut for cut in places if cut < len(ids)), len(ids)]
     return [tuple(ids[start:stop]) for start, stop in zip(cuts, cuts[1:])]

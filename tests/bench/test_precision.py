@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 
 import zoo
 from attacks.registry import get
 from bench.metrics import samples_for
-from bench.plan import SHARD, _shard_of, cells_of, tasks_of
+from bench.plan import SHARD, _sizes, cells_of, tasks_of
 from bench.spec import RunSpec
 from tests.conftest import Answer
 
@@ -19,8 +20,8 @@ Cli = Callable[..., Answer]
 FGSM = ("run", "--model", "mnist_relu", "--attack", "fgsm", "--workers", "1")
 
 
-def shards(samples: int) -> list[tuple[int, ...]]:
-    spec = RunSpec(("mnist_relu",), ("native/fgsm",), "mnist", samples, {"linf": (0.1,)})
+def shards(samples: int, attack: str = "native/fgsm") -> list[tuple[int, ...]]:
+    spec = RunSpec(("mnist_relu",), (attack,), "mnist", samples, {"linf": (0.1,)})
     (cell,) = cells_of(spec, {"mnist_relu": "fingerprint"})
     tasks = tasks_of(cell, spec)
     assert {task.total for task in tasks} == {samples}
@@ -45,13 +46,23 @@ def test_the_shards_of_a_pilot_are_shards_of_the_run(samples: int, sizes: list[i
 
 
 @pytest.mark.parametrize(
+    ("samples", "sizes"),
+    [(100, [100]), (200, [100, 100]), (300, [100, 100, 100]), (1234, [100, 100, 300, 500, 234])],
+)
+def test_two_cores_share_the_default_run_of_a_slow_attack(samples: int, sizes: list[int]) -> None:
+    found = shards(samples, "native/standard")
+    assert [len(ids) for ids in found] == sizes
+    assert [each for ids in found for each in ids] == [each for ids in shards(samples) for each in ids]
+
+
+@pytest.mark.parametrize(
     ("attack", "device", "sizes"),
     [
         ("native/fgsm", "cpu", [200, 300, 500, 500, 500, 500, 500, 500, 500, 500, 500]),
         ("native/fgsm", "cuda", [200, 3896, 904]),
         ("native/standard", "cuda:1", [200, 3896, 904]),
         ("foolbox/pgd", "cuda", [200, 3896, 904]),
-        ("art/boundary", "cuda", [200, 300, 500, 500, 500, 500, 500, 500, 500, 500, 500]),
+        ("art/boundary", "cuda", [100, 100, 300, 500, 500, 500, 500, 500, 500, 500, 500, 500]),
     ],
 )
 def test_a_gpu_has_larger_shards(attack: str, device: str, sizes: list[int]) -> None:
@@ -60,7 +71,7 @@ def test_a_gpu_has_larger_shards(attack: str, device: str, sizes: list[int]) -> 
     (cell,) = cells_of(spec, {"mnist_relu": "fingerprint"})
     assert [len(task.ids) for task in tasks_of(cell, spec)] == sizes
     large = replace(zoo.describe("mnist"), shape=(3, 224, 224))
-    assert _shard_of(cell, large) == SHARD, "no more bytes than those of small images"
+    assert _sizes(attack, device, large)[0] == SHARD, "no more bytes than those of small images"
 
 
 def test_precision_chooses_the_number_of_samples(cli: Cli) -> None:
@@ -110,6 +121,14 @@ def test_a_precision_that_the_dataset_cannot_give_is_said(cli: Cli) -> None:
     assert re.search(r"all 10000 images give ±0\.\d points", answer.err)
 
 
+def test_fast_says_where_the_processor_lacks_bfloat16(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    answer = cli(*FGSM, "--precision", "fast", "--samples", "5")
+    assert answer.code == 2
+    assert answer.err == "bench: error: --precision fast takes bfloat16, which cpu here lacks; leave it out\n"
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
 def test_fast_attacks_take_bfloat16_and_are_judged_in_float32(cli: Cli) -> None:
     words = ("run", "--model", "mnist_relu,mnist_bnn", "--attack", "pgd,square,art/fgsm", "--eps", "0.05")
     words += ("--param", "native/square.steps=20", "--samples", "40", "--json")
