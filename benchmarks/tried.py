@@ -7,13 +7,16 @@ Ratios to the way it is done, of pairs in one run, medians of several rounds; ab
 
 from __future__ import annotations
 
+import copy
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attacks
@@ -63,6 +66,33 @@ def kept_casts(model: nn.Module, images: Tensor) -> float:
     return paired(lambda: half(False), lambda: half(True))
 
 
+class Multiplied(torch.autograd.Function):
+    """A convolution whose gradient to its input is a matrix product and a fold."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d) -> Tensor:
+        ctx.layer, ctx.size = layer, x.shape[2:]
+        return layer._conv_forward(x, layer.weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        layer, (grad,) = ctx.layer, grads
+        columns = layer.weight.flatten(1).T @ grad.flatten(2)
+        how = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        return F.fold(columns, ctx.size, layer.kernel_size, **how), None
+
+
+def multiplied(model: nn.Module, images: Tensor) -> float:
+    """Passes whose first convolution, of few channels, takes its gradient so."""
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    other = copy.deepcopy(model)
+    other.get_submodule(next(name for name, layer in model.named_modules() if layer is first)).forward = (
+        lambda x: Multiplied.apply(x, first)
+    )
+    with frozen(model), frozen(other):
+        return paired(lambda: passes(model, images), lambda: passes(other, images))
+
+
 def threaded(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """PGD by as many threads as torch has, each with its part of the images."""
     threads = torch.get_num_threads()
@@ -91,4 +121,5 @@ if __name__ == "__main__":
         print(f"{name}, {torch.get_num_threads()} threads")
         print(f"  torch.compile        {compiled(network, images[:PASS]):.2f}")
         print(f"  casts kept, bfloat16 {kept_casts(network, images[:PASS]):.2f}")
+        print(f"  first layer's matrix {multiplied(network, images[:PASS]):.2f}")
         print(f"  a part per thread    {threaded(network, images, labels):.2f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from contextlib import closing
@@ -268,9 +269,11 @@ def _aimed(names: list[str], targets: str | None) -> tuple[str, ...]:
 def perform(spec: RunSpec, results: Path, request: Request) -> Run:
     """Performs a run under a progress bar, by the executor that a request names."""
     from bench.plan import tasks_in
+    from bench.store import RunFolder
 
-    # How many shards there are, does not hang on what the models' weights are.
-    if len(tasks_in(spec, defaultdict(str))) > 1:
+    # A run that is here has most of its shards; how many it has, no model's weights have a part in.
+    begun = os.path.isdir(str(RunFolder(results, spec.id).path))
+    if not begun and len(tasks_in(spec, defaultdict(str))) > 1:
         ready(request)
     from bench.session import perform
 
