@@ -70,7 +70,9 @@ def main(name: str, eps: float, samples: int) -> None:
             found = replace(fit, stop=watch, patience=()).run(
                 model, images[left], goal[left], seeds, len(left)
             )
-            for at, least in fit.patience:
+            # What those before came to is shown of each that gives up, whether or not it looks at that.
+            before = {0: -torch.inf} if place and fit.patience else {}
+            for at, least in {**before, **dict(fit.patience)}.items():
                 stood = left[watch.steps[at] < 0] if at else left
                 close = watch.steps[at][watch.steps[at] < 0] if at else came[left]
                 looks[fit.name, fit.surrogate, at, least].append((stood, close, place))
