@@ -84,11 +84,9 @@ class Multiplied(torch.autograd.Function):
 
 def multiplied(model: nn.Module, images: Tensor) -> float:
     """Passes whose first convolution, of few channels, takes its gradient so."""
-    first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     other = copy.deepcopy(model)
-    other.get_submodule(next(name for name, layer in model.named_modules() if layer is first)).forward = (
-        lambda x: Multiplied.apply(x, first)
-    )
+    first = next(layer for layer in other.modules() if isinstance(layer, nn.Conv2d))
+    first.forward = lambda x: Multiplied.apply(x, first)
     with frozen(model), frozen(other):
         return paired(lambda: passes(model, images), lambda: passes(other, images))
 

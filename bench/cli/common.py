@@ -315,7 +315,7 @@ def executor_of(request: Request, results: Path) -> Executor:
     if name == "serial" and timeout is not None:
         raise UserError("--executor serial cannot stop an attack that hangs; --timeout takes another one")
     cards = _cards(request.device)
-    here = workers or (_cores() if request.device == "cpu" else max(1, cards))
+    here = workers or (_on_cpu() if request.device == "cpu" else max(1, cards))
     if name == "ray":
         from bench.executors.ray import Ray
 
@@ -336,14 +336,14 @@ def executor_of(request: Request, results: Path) -> Executor:
 def ready(request: Request) -> None:
     """Has a request's worker processes, if it has several, import torch while this process does."""
     processes = request.executor in (None, "processes") and request.device == "cpu"
-    if processes and (request.workers or _cores()) > 1:
+    if processes and (request.workers or _on_cpu()) > 1:
         from bench import forks
 
         forks.begin()
 
 
-def _cores() -> int:
-    """Workers of a run on a CPU, where nothing is said."""
+def _on_cpu() -> int:
+    """Workers on a CPU, where their number is not said."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(4, cores)
 

@@ -271,7 +271,7 @@ def perform(spec: RunSpec, results: Path, request: Request) -> Run:
     from bench.plan import tasks_in
     from bench.store import RunFolder
 
-    # A run that is here has most of its shards; how many it has, no model's weights have a part in.
+    # Of a run that is here most shards are stored. Their number is known without the weights' fingerprints.
     begun = os.path.isdir(str(RunFolder(results, spec.id).path))
     if not begun and len(tasks_in(spec, defaultdict(str))) > 1:
         ready(request)
