@@ -12,6 +12,7 @@ from torch import Tensor
 from adversarial_bench.errors import UserError
 from attacks.constraints import Box
 from attacks.core import Goal, ParameterError, Result, View, per_sample
+from attacks.incremental import Incremental
 from attacks.models import PASS, Compiled, Expectation, frozen, halved, in_batches, passed, recorded
 from attacks.native import Attack
 from attacks.objectives import closeness
@@ -152,7 +153,8 @@ def _batch(
     constraint = Box() if attack.roams else ball
     images = torch.empty_like(x0)
     forwards = torch.zeros(count, dtype=torch.long, device=x0.device)
-    backwards, zeros = forwards.clone(), forwards.clone()
+    # Passes that a claimed success takes once more are no steps.
+    backwards, zeros, confirming = (forwards.clone() for _ in range(3))
     near = x0.new_full((count,), float("-inf"))
     # The objective at the first step, its best so far, and the best ten steps before the last.
     first, peak, late = (near.clone() for _ in range(3))
@@ -167,21 +169,26 @@ def _batch(
     walk = constraint.relax(attack.init(x0, constraint, seeds), x0)
     x = constraint.project(walk, x0) if constraint.discrete else walk
     state = update.start(walk, torch.tensor(seeds, device=x0.device))
+    known = Incremental.of(model, x0) if update.local and not constraint.discrete else None
     for k in range(attack.steps + 1):
         final = k == attack.steps
         differentiate = update.gradient and not final
         x = x.detach().requires_grad_(differentiate)
         with torch.set_grad_enabled(differentiate):
-            # What is recorded of layers is of one pass.
-            logits = passed(model, x, len(x) if attack.objective.layers() else PASS)
+            if known is not None:
+                logits = known(x, state["best"])
+            else:
+                # What is recorded of layers is of one pass.
+                logits = passed(model, x, len(x) if attack.objective.layers() else PASS)
         forwards[rows] += going
 
         seen = logits.detach()
-        if halved(x):
+        if halved(x) or known is not None:
             claimed = (goal.reached(seen) & going).nonzero().squeeze(1)
-            forwards[rows[claimed]] += 1
-            with torch.no_grad():
-                seen = seen.index_copy(0, claimed, passed(model, x.detach()[claimed]))
+            if len(claimed):
+                confirming[rows[claimed]] += 1
+                with torch.no_grad():
+                    seen = seen.index_copy(0, claimed, passed(model, x.detach()[claimed]))
         success = goal.reached(seen)
         stays = going & ~attack.stop(seen, goal)
         if attack.roams:
@@ -225,6 +232,8 @@ def _batch(
             going, best, best_score = going[left], best[left], best_score[left]
             grad = grad[left] if differentiate else grad
             state = {name: kept[left] for name, kept in state.items()}
+            if known is not None:
+                known.only(left)
             if isinstance(size, Tensor):
                 size, ball = size[left], ball.at(left)
                 constraint = constraint if attack.roams else ball
@@ -244,7 +253,8 @@ def _batch(
         x = constraint.project(walk, x0) if constraint.discrete else walk
     gained = torch.where(late.isfinite() & (peak > first), (peak - late) / (peak - first), 0)
     unknown = torch.full_like(forwards, -1)
-    return Result(images, forwards, backwards, forwards - 1, zeros, gained, near, unknown, trace)
+    passes = forwards + confirming
+    return Result(images, passes, backwards, forwards - 1, zeros, gained, near, unknown, trace)
 
 
 def _score(

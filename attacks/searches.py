@@ -65,6 +65,7 @@ class Square(Search):
     """
 
     first_share: float = 0.8
+    local = True
 
     def propose(self, best: Tensor, at: At, seeds: Tensor) -> Tensor:
         count, channels, height, width = best.shape

@@ -55,6 +55,8 @@ class Update:
 
     gradient = True
     """It needs the objective's gradient, and not its value alone."""
+    local = False
+    """Each image differs in a window, mostly a small one, from the state's `best`."""
 
     def resolved(self, eps: float | None, steps: int) -> float:
         """The step size in pixel units. Raises ParameterError where neither it nor eps is given."""
