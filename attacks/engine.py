@@ -169,7 +169,9 @@ def _batch(
     walk = constraint.relax(attack.init(x0, constraint, seeds), x0)
     x = constraint.project(walk, x0) if constraint.discrete else walk
     state = update.start(walk, torch.tensor(seeds, device=x0.device))
-    known = Incremental.of(model, x0) if update.local and not constraint.discrete else None
+    # An image of a discrete set is not the update's own; what is recorded of layers is of whole images.
+    local = update.local and not (constraint.discrete or attack.objective.layers())
+    known = Incremental.of(model, x0) if local else None
     for k in range(attack.steps + 1):
         final = k == attack.steps
         differentiate = update.gradient and not final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 import attacks
 import zoo
 from attacks import engine, incremental
+from attacks.core import Goal
 from attacks.incremental import Incremental
 from attacks.models import frozen, passed
+from attacks.objectives import Feature, Margin
+from attacks.registry import get
 
 NETWORKS = ["mnist_cnn", "mnist_cnn_bn", "mnist_relu", "mnist_bnn", "cifar_cnn@crop", "cifar_vgg"]
 
@@ -188,6 +192,17 @@ def test_the_search_is_the_one_that_asks_the_whole_network(
     same = (with_windows == whole).flatten(1).all(1)
     assert same.float().mean() > 0.9
     assert (passes[same] - least[same]).max() <= 1
+
+
+def test_what_an_objective_reads_of_a_layer_is_of_whole_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = (part[:8] for part in zoo.data("mnist"))
+    objective = Margin() + 0.1 * Feature("conv2")
+    attack = dataclasses.replace(get("square").configured(eps=0.02, steps=80), objective=objective)
+    goal = Goal("untargeted", labels)
+    found = engine.run(attack, zoo.load("mnist_cnn"), images, goal, range(8), 8)
+    monkeypatch.setattr(engine.Incremental, "of", lambda *_: None)
+    whole = engine.run(attack, zoo.load("mnist_cnn"), images, goal, range(8), 8)
+    torch.testing.assert_close(found.images, whole.images, rtol=0, atol=0)
 
 
 def test_a_claim_is_the_whole_networks(monkeypatch: pytest.MonkeyPatch) -> None:
