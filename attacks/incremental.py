@@ -7,7 +7,6 @@ as Square asks for, most activations are those of the image before.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -37,7 +36,7 @@ class Stage:
     padding: int
     filling: float
     """What the padding is made of."""
-    after: list[nn.Module] = field(default_factory=list)
+    after: nn.Sequential = field(default_factory=nn.Sequential)
 
     @staticmethod
     def of(layer: nn.Module) -> Stage | None:
@@ -62,7 +61,7 @@ class Stage:
         return pad(x, [self.padding] * 4, value=self.filling)
 
     def __call__(self, padded: Tensor) -> Tensor:
-        return _through(self.after, self.layer(padded))
+        return self.after(self.layer(padded))  # type: ignore[no-any-return]
 
     def reached(self, corner: Tensor, side: int, length: int) -> tuple[Tensor, int]:
         """The outputs that see a window: its corner (B, 2) and side in the padded input, of side `length`.
@@ -83,7 +82,7 @@ class Incremental:
     """
 
     def __init__(
-        self, model: nn.Module, before: list[nn.Module], stages: list[Stage], tail: list[nn.Module]
+        self, model: nn.Module, before: nn.Sequential, stages: list[Stage], tail: nn.Sequential
     ) -> None:
         self.model = model
         self._before, self._stages, self._tail = before, stages, tail
@@ -106,7 +105,7 @@ class Incremental:
         if images.device.type != "cpu" or not _chain(model) or images.shape[2] != images.shape[3]:
             return None
         leaves, x = _leaves(model), images[:1].clone()
-        before: list[nn.Module] = []
+        before = nn.Sequential()
         stages: list[Stage] = []
         for place, leaf in enumerate(leaves):
             stage = Stage.of(leaf)
@@ -115,16 +114,16 @@ class Incremental:
             elif _cellwise(leaf, x):
                 (stages[-1].after if stages else before).append(leaf)
             else:
-                tail = leaves[place:]
-                convolves = any(isinstance(part, nn.Conv2d) for leaf in tail for part in leaf.modules())
+                tail = nn.Sequential(*leaves[place:])
+                convolves = any(isinstance(part, nn.Conv2d) for part in tail.modules())
                 return None if convolves or not stages else Incremental(model, before, stages, tail)
             x = leaf(x)
         return None
 
     def __call__(self, x: Tensor, base: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W).
+        """Logits (B, K) of images `x` (B, C, H, W), each of which differs from its `base` in a window.
 
-        `base` are images that each differ from in a window: the last call's, or what `x` was there.
+        A sample's `base` is that of the last call, or what `x` was there.
         """
         corner, side = _window(x, base)
         if len(x) < FEW:
@@ -154,7 +153,7 @@ class Incremental:
         """Keeps the activations of `base`, where there is memory for them."""
         parts: list[list[Tensor]] = []
         for x in base.split(PASS):
-            x = _through(self._before, x.clone())
+            x = self._before(x.clone())
             found = []
             for stage in self._stages:
                 padded = stage.padded(x)
@@ -184,7 +183,7 @@ class Incremental:
         own = torch.arange(len(x))
         pixels = x.permute(0, 2, 3, 1).contiguous()
         patch = _flat(pixels).index_select(0, _cells(own, corner, side, x.shape[2]))
-        patch = _through(self._before, _image(patch, side)).permute(0, 2, 3, 1)
+        patch = self._before(_image(patch, side)).permute(0, 2, 3, 1)
         self._asked, self._instead = x, []
         for stage, kept in zip(self._stages, self._kept):
             corner, length = corner + stage.padding, kept.shape[1]
@@ -199,7 +198,7 @@ class Incremental:
         self._instead.append((corner, side, patch.flatten(1, 2)))
         whole = kept.index_select(0, self._rows)
         _flat(whole).index_copy_(0, _cells(own, corner, side, kept.shape[1]), _flat(patch))
-        return _through(self._tail, whole.permute(0, 3, 1, 2))
+        return self._tail(whole.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
 
 
 def _same(value: object) -> int | None:
@@ -233,12 +232,6 @@ def _cellwise(layer: nn.Module, x: Tensor) -> bool:
 def _close(found: Tensor, expected: Tensor) -> bool:
     """Are they equal but for rounding?"""
     return torch.allclose(found, expected, rtol=0, atol=float(expected.abs().max()) / 1e4)
-
-
-def _through(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
-    for layer in layers:
-        x = layer(x)
-    return x
 
 
 def _window(x: Tensor, base: Tensor) -> tuple[Tensor, int]:

@@ -77,9 +77,9 @@ if __name__ == "__main__":
             print(f"{name}: a whole pass to windows")
             table(model, images)
             incremental.SHARE, incremental.FEW = share, few
-            radius, few_images = float(Fraction(eps)), (images[:SEARCHED], labels[:SEARCHED])
+            radius, part = float(Fraction(eps)), (images[:SEARCHED], labels[:SEARCHED])
             for _ in range(ROUNDS):
-                whole, windows = (searched(model, *few_images, radius, room) for room in (0, memory))
+                whole, windows = (searched(model, *part, radius, room) for room in (0, memory))
                 print(
                     f"square at {eps}: {whole[0]:.1f} s and {whole[1]} of {SEARCHED} stand; "
                     f"by windows {windows[0]:.1f} s and {windows[1]}"
