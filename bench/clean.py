@@ -13,7 +13,7 @@ from typing import Any
 from adversarial_bench.errors import UserError
 from bench.locks import Presence
 from bench.status import plan_of, who
-from bench.store import RunFolder, StoreError, find, folders, modified, remove_folder
+from bench.store import RunFolder, StoreError, find, folders, listed, modified, remove_folder
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -32,7 +32,7 @@ class Removal:
         if self.shards:
             every = (file for name in self.shards for file in self.folder.files(name))
             return [file for file in every if file.is_file()]
-        return [file for file in self.folder.path.rglob("*") if file.is_symlink() or file.is_file()]
+        return [file for file in listed(self.folder.path, "**/*") if file.is_symlink() or file.is_file()]
 
     @property
     def bytes(self) -> int:
@@ -110,7 +110,7 @@ def _judged(folder: RunFolder, asked: Asked) -> Removal | None:
             return None
         reasons.append("stopped before its end")
     if asked.outdated:
-        here = {path.stem for path in folder.receipts.glob("*.json")}
+        here = {path.stem for path in listed(folder.receipts, "*.json")}
         current = _current(folder, here)
         if here == current:
             return None

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
-from bench.store import RunFolder, StoreError, modified, writing
+from bench.store import RunFolder, StoreError, listed, modified, writing
 
 BEAT = 10.0
 """Seconds between two signs of life in an object store."""
@@ -61,9 +61,9 @@ class Presence:
 
     def __enter__(self) -> Presence:
         # What those may have left who registered before; of it, whoever comes later has nothing.
-        left = [file for file in self.locks.glob("drivers/*.json") if _run_of(file) == self.folder.id]
+        left = [file for file in listed(self.locks, "drivers/*.json") if _run_of(file) == self.folder.id]
         if isinstance(self.file, Path):
-            left += [file.with_suffix(".lock") for file in left] + [*self.folder.path.rglob("*.partial")]
+            left += [file.with_suffix(".lock") for file in left] + listed(self.folder.path, "**/*.partial")
         with writing(self.locks, exit_code=2):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._begin()
@@ -152,7 +152,7 @@ def present(folder: RunFolder, but: str = "") -> list[dict[str, Any]]:
     that it has gone.
     """
     locks, found = folder.results / ".locks", []
-    for file in sorted(locks.glob("drivers/*.json")):
+    for file in listed(locks, "drivers/*.json"):
         if _run_of(file) != folder.id or file.stem == but:
             continue
         try:

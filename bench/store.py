@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -50,6 +50,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     for protocol in ("s3", "s3a")
 }
 """Of file systems, by protocol; where they are and who may use them are for the environment to say."""
+LOOKS = 9
+"""At a folder in which others write, as long as one that was there a moment ago is not."""
 CELL_COLUMNS = ("model", "attack", "norm", "eps", "goal", "dataset", "source", "cell", "seconds")
 
 
@@ -227,7 +229,7 @@ class RunFolder:
         if names is None:
             document = self.document()
             current = document["cells"]
-            stored = sorted(f.stem for f in self.receipts.glob("*.json"))
+            stored = [f.stem for f in listed(self.receipts, "*.json")]
             names = [name for name in stored if name.partition("-")[0] in current]
             absent = set(current) - {name.partition("-")[0] for name in names}
             if absent and document["status"] == "done":
@@ -380,22 +382,33 @@ def read_table(file: Path) -> pd.DataFrame:
     return pd.read_parquet(io.BytesIO(file.read_bytes()))
 
 
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What matches a pattern in a folder of a store, in order; nothing where there is no such folder.
+
+    Others write and remove meanwhile. In an object store a folder goes with the last file in it.
+    """
+    for _ in range(LOOKS):
+        with suppress(FileNotFoundError):
+            return sorted(folder.glob(pattern))
+    return sorted(folder.glob(pattern))
+
+
 def shards_in(results: Path) -> dict[str, list[RunFolder]]:
     """The runs of a store that have a receipt of each shard, in the order of their names."""
     found: dict[str, list[RunFolder]] = {}
-    for receipt in sorted(results.glob("runs/*/shards/*.json")):
+    for receipt in listed(results, "runs/*/shards/*.json"):
         found.setdefault(receipt.stem, []).append(RunFolder(results, receipt.parent.parent.name))
     return found
 
 
 def runs(results: Path) -> list[RunFolder]:
     """Every run of a store, by name."""
-    return [RunFolder(results, f.parent.name) for f in sorted(results.glob("runs/*/run.json"))]
+    return [RunFolder(results, f.parent.name) for f in listed(results, "runs/*/run.json")]
 
 
 def folders(results: Path) -> list[RunFolder]:
     """Every run of a store, by name, those too that were killed before they had a run.json."""
-    return [RunFolder(results, f.parent.name) for f in sorted(results.glob("runs/*/shards"))]
+    return [RunFolder(results, f.parent.name) for f in listed(results, "runs/*/shards")]
 
 
 def find(results: Path, wanted: str) -> RunFolder:

@@ -16,6 +16,7 @@ import torch
 import zoo
 from bench.defences import perturbing
 from bench.render.table import Table
+from bench.store import listed
 from zoo.training import optimizer_of, train_epoch
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def stored_ratio(results: Path, over: str, under: str) -> tuple[Spread, int] | N
     None where the store has no measurement of both; a damaged one is as good as none.
     """
     found = []
-    for file in sorted(results.glob("timing/*.json")):
+    for file in listed(results, "timing/*.json"):
         try:
             document = json.loads(file.read_text())
         except (OSError, ValueError):

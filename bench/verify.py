@@ -38,7 +38,7 @@ from bench.render.table import Table, number, percent
 from bench.runner import is_randomised, load_data, load_model, samples_of
 from bench.session import Progress
 from bench.spec import SCHEMA
-from bench.store import CELL_COLUMNS, ROWS, RunFolder, StoreError, cell_of, label_rows, read_table
+from bench.store import CELL_COLUMNS, ROWS, RunFolder, StoreError, cell_of, label_rows, listed, read_table
 from bench.views import cells, shown_rate, threat_name, worst_cases
 from zoo import PLAIN, Build
 from zoo.registry import fingerprint
@@ -322,7 +322,7 @@ def verify_run(
     progress = progress or Progress()
     document = _run_document(folder)
     verifier = _Verifier(folder, document, getattr(torch, dtype), batch_size, weights)
-    names = sorted(file.stem for file in folder.receipts.glob("*.json"))
+    names = [file.stem for file in listed(folder.receipts, "*.json")]
     progress.begin(len(names), 0)
     done: dict[str, list[tuple[Cell, Checked]]] = {}
     told = set()

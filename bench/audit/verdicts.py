@@ -10,7 +10,7 @@ from typing import Any
 
 from adversarial_bench.files import write_text
 from attacks.core import radius
-from bench.store import writing
+from bench.store import listed, writing
 
 NONE = "not audited"
 
@@ -27,7 +27,7 @@ def write(document: dict[str, Any], results: Path) -> None:
 
 def stored(results: Path) -> Iterator[dict[str, Any]]:
     """Every verdict of a store; one that is damaged is as good as none."""
-    for file in sorted(results.glob("audits/verdicts/*.json")):
+    for file in listed(results, "audits/verdicts/*.json"):
         try:
             document = json.loads(file.read_text())
             whole = document["schema"] == 1 and math.isfinite(document["eps"])

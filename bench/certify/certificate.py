@@ -28,7 +28,7 @@ from bench.metrics import TOLERANCE, Estimate, attempts, broken_within, rate, th
 from bench.plan import shards, slice_ids
 from bench.runner import load_data, load_model
 from bench.spec import SCHEMA, RunSpec
-from bench.store import RunFolder, read_table, writing
+from bench.store import RunFolder, listed, read_table, writing
 from zoo import Build
 from zoo.models.transforms import noise
 
@@ -179,7 +179,7 @@ def _found(folder: RunFolder, shard: _Shard) -> Certificate | None:
     own = _read(folder, shard.key)
     if own is not None:
         return own
-    for receipt in sorted(folder.path.parent.glob(f"*/certified/{shard.key}.json")):
+    for receipt in listed(folder.path.parent, f"*/certified/{shard.key}.json"):
         other = _read(RunFolder(folder.results, receipt.parent.parent.name), shard.key)
         if other is not None:
             _write(folder, shard, other)
@@ -278,7 +278,7 @@ def stored_certificates(
     `document` is the run's record, `rows` are its own.
     """
     parts: dict[tuple[str, str, float], list[Certificate]] = {}
-    for receipt in sorted(folder.path.glob("certified/*.json")):
+    for receipt in listed(folder.path, "certified/*.json"):
         shard = json.loads(receipt.read_text()).get("certificate", {})
         found = _read(folder, receipt.stem)
         if found is not None and shard.get("fingerprint") == document["fingerprints"].get(shard.get("model")):

@@ -34,7 +34,7 @@ from bench.render.figure import Curve, Rates
 from bench.render.table import Table, number, percent, spread
 from bench.report.gallery import Shown, shown_of
 from bench.spec import SCHEMA, RunSpec
-from bench.store import RunFolder, StoreError, cell_of, runs
+from bench.store import RunFolder, StoreError, cell_of, listed, runs
 from bench.timing import table as timing_table
 from bench.views import threat_name, transfer_rates
 
@@ -222,7 +222,7 @@ def _shown(folder: RunFolder, document: Mapping[str, Any], cell: pd.DataFrame, i
     if not images:
         return []
     key = str(cell["cell"].iloc[0])
-    receipt = next(folder.receipts.glob(f"{key}-*.json"))
+    receipt = listed(folder.receipts, f"{key}-*.json")[0]
     with suppress(UserError):
         task = tasks_of(cell_of(json.loads(receipt.read_text())["cell"]), RunSpec(**document["spec"]))[0]
         if folder.whole(task.name) is not None:
@@ -234,7 +234,7 @@ def _shown(folder: RunFolder, document: Mapping[str, Any], cell: pd.DataFrame, i
 def _times(results: Path) -> Iterator[Table]:
     """What `bench timing` and `bench speed --save` have stored; what is damaged is as good as nothing."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        for file in sorted(results.glob("timing/*.json")):
+        for file in listed(results, "timing/*.json"):
             document = json.loads(file.read_text())
             title = f"training and inference · {made_with(document['stamp'])}"
             yield replace(timing_table(document), title=title)
