@@ -294,12 +294,12 @@ def test_two_drivers_share_the_work_and_compute_each_shard_once(cli: Cli, url: s
 def test_a_driver_killed_in_mid_run_is_followed_by_the_same_figures(cli: Cli, url: str) -> None:
     whole = strip(cli(*LONG, "--json").json)
     running = begun(url, *LONG)
-    while len(list(location(url).glob("runs/*/shards/*.json"))) < 3:
+    while len(store.listed(location(url), "runs/*/shards/*.json")) < 3:
         assert running.poll() is None, running.communicate()[1]
         time.sleep(0.05)
     os.kill(running.pid, signal.SIGKILL)
     running.communicate()
-    finished = len(list(location(url).glob("runs/*/shards/*.json")))
+    finished = len(store.listed(location(url), "runs/*/shards/*.json"))
     assert 3 <= finished < len(whole["cells"])
     again = begun(url, *LONG)
     _, err = again.communicate(timeout=600)
