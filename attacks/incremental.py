@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from attacks.models import PASS, passed
+from attacks.models import PASS, is_chain, parts_of, passed
 
 SHARE = 0.34
 """Of an image's side, the widest window for which activations are kept: benchmarks/windows.py."""
@@ -102,9 +102,9 @@ class Incremental:
 
         What fits is a chain of layers, in which no convolution follows one that looks at all cells.
         """
-        if images.device.type != "cpu" or not _chain(model) or images.shape[2] != images.shape[3]:
+        if images.device.type != "cpu" or not is_chain(model) or images.shape[2] != images.shape[3]:
             return None
-        leaves, x = _leaves(model), images[:1].clone()
+        leaves, x = parts_of(model), images[:1].clone()
         before = nn.Sequential()
         stages: list[Stage] = []
         for place, leaf in enumerate(leaves):
@@ -205,18 +205,6 @@ def _same(value: object) -> int | None:
     """A layer's setting that is one number for both axes; None for another."""
     pair = value if isinstance(value, tuple) else (value, value)
     return pair[0] if len(set(pair)) == 1 and isinstance(pair[0], int) else None
-
-
-def _chain(model: object) -> bool:
-    """Is it no more than its children, one after another?"""
-    return isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward
-
-
-def _leaves(model: nn.Module) -> list[nn.Module]:
-    """The layers of a chain, and of the chains in it."""
-    if not _chain(model):
-        return [model]
-    return [leaf for part in model.children() for leaf in _leaves(part)]
 
 
 def _cellwise(layer: nn.Module, x: Tensor) -> bool:

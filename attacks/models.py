@@ -162,6 +162,24 @@ def recorded(model: Any, layers: tuple[str, ...]) -> Iterator[dict[str, Tensor]]
             handle.remove()
 
 
+def is_chain(model: object) -> bool:
+    """Is it no more than its children, one after another? With a hook it may be anything."""
+    plain = isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward
+    return plain and not has_hook(model)
+
+
+def has_hook(model: Any) -> bool:
+    """Is something of a module's pass not its class's own?"""
+    return bool(model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model))
+
+
+def parts_of(model: nn.Module) -> list[nn.Module]:
+    """A chain's layers in order, the chains within it opened; what is no chain is one layer."""
+    if not is_chain(model):
+        return [model]
+    return [layer for part in model.children() for layer in parts_of(part)]
+
+
 def logits_of(
     model: Callable[[Tensor], Tensor],
     images: Tensor,

@@ -6,7 +6,7 @@ networks that are a sequence of the layers in `bench.certify.layers`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Literal
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks.models import frozen
+from attacks.models import frozen, has_hook, parts_of
 from bench.certify.layers import (
     Affine,
     Conv,
@@ -45,17 +45,6 @@ ENTRIES = 1 << 20
 def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     """torch's way of giving one number for both directions."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _modules(model: nn.Module) -> Iterator[nn.Module]:
-    """A sequence's modules in order, sequences within it opened, and what does nothing left out."""
-    if model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model):
-        raise NoBoundsError(f"{type(model).__name__} has a hook")
-    if type(model) is nn.Sequential:
-        for child in model:
-            yield from _modules(child)
-    elif type(model) not in (nn.Identity, nn.Dropout, nn.Dropout2d):
-        yield model
 
 
 def _zeros(bias: Tensor | None, weight: Tensor) -> Tensor:
@@ -145,7 +134,11 @@ def layers_of(model: nn.Module, images: Tensor) -> list[Layer]:
     found: list[Layer] = []
     with frozen(model), torch.no_grad():
         z = images
-        for module in _modules(model):
+        for module in parts_of(model):
+            if has_hook(module):
+                raise NoBoundsError(f"{type(module).__name__} has a hook")
+            if type(module) in (nn.Identity, nn.Dropout, nn.Dropout2d):
+                continue  # in eval mode they do nothing
             if type(module) not in LAYERS:
                 raise NoBoundsError(f"no bounds for the layer {type(module).__name__}")
             found.append(LAYERS[type(module)](module, z))

@@ -105,9 +105,16 @@ def ending(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3)).eval()
 
 
+def hooked(model: nn.Sequential) -> nn.Sequential:
+    model.register_forward_hook(lambda module, inputs, output: -output)
+    return model
+
+
 @pytest.mark.parametrize(
     "build",
     [
+        lambda: hooked(ending(nn.Conv2d(1, 2, 3))),
+        lambda: ending(hooked(nn.Sequential(nn.Conv2d(1, 2, 3)))),
         lambda: Doubled(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3)),
         lambda: ending(nn.InstanceNorm2d(1), nn.Conv2d(1, 2, 3)),
         lambda: ending(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(3), nn.Conv2d(2, 2, 3)),

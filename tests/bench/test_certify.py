@@ -233,9 +233,10 @@ def test_what_has_no_bounds_is_named(layer: nn.Module, complaint: str) -> None:
     assert complaint in found.reason
 
 
-def test_a_hook_may_compute_anything() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    model[0].register_forward_hook(lambda module, inputs, output: -output)
+@pytest.mark.parametrize("path", ["", "0", "1.0"])
+def test_a_hook_may_compute_anything(path: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(16, 2)))
+    model.get_submodule(path).register_forward_hook(lambda module, inputs, output: -output)
     with pytest.raises(NoBoundsError, match="hook"):
         layers_of(model, torch.rand(2, 1, 4, 4))
 
