@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from adversarial_bench.errors import UserError, unknown
 from adversarial_bench.files import write_text, write_whole
@@ -71,7 +71,8 @@ class RunFolder:
         with writing(self.path, exit_code=2):
             for folder in (self.samples, self.adversarial, self.receipts):
                 folder.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
+            # Two hosts may have processes of the same number.
+            probe = self.path / f"probe.{uuid4().hex[:8]}.partial"
             probe.write_bytes(b"x")
             probe.unlink()
 

@@ -224,6 +224,26 @@ def test_leftovers_of_a_killed_driver_go_and_those_of_a_live_one_stay(tmp_path: 
             assert left.exists()
 
 
+def test_two_who_try_a_folder_at_once_do_not_take_the_others_probe(tmp_path: Path) -> None:
+    """In one process, as in two containers, they have the same number."""
+    folder, complaints = RunFolder(tmp_path, "run"), []
+
+    def create() -> None:
+        try:
+            for _ in range(200):
+                folder.create()
+        except store.StoreError as error:
+            complaints.append(error)
+
+    threads = [threading.Thread(target=create) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not complaints
+    assert not store.listed(folder.path, "**/probe*")
+
+
 @pytest.mark.parametrize("url", KINDS, indirect=True)
 def test_a_run_is_the_same_wherever_it_is_stored(cli: Cli, url: str) -> None:
     words = ("run", "--model", "mnist_bnn", "--attack", "fgsm,logit_ascent,noise", "--samples", "10")
