@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from adversarial_bench.errors import UserError
-from bench.render.table import RENDERERS, Table, file_names, printed, write_parquet
+from bench.render.table import RENDERERS, Table, duration, file_names, printed, write_parquet
 from bench.request import ExecutorName, Request
 
 if TYPE_CHECKING:
@@ -412,9 +413,13 @@ def note(line: str) -> None:
     say(line, err=True)
 
 
+EVERY = 60.0
+"""Seconds between two lines of progress, where no bar can be."""
+
+
 @contextmanager
 def progress_bar(doing: str = "attacking") -> Iterator[Progress]:
-    """A live bar on a terminal's stderr; elsewhere nothing."""
+    """A live bar on a terminal's stderr; elsewhere, as in a log, a line a minute."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -438,19 +443,27 @@ def progress_bar(doing: str = "attacking") -> Iterator[Progress]:
     )
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal, expand=True) as bar:
         line = bar.add_task("planning", total=None)
+        begun = told = time.monotonic()
+
+        def update(what: str, **changes: Any) -> None:
+            nonlocal told
+            bar.update(line, description=f"{what:<40}"[:40], **changes)
+            now = time.monotonic()
+            if bar.disable and now - told >= EVERY:
+                told, done = now, bar.tasks[line]
+                note(f"{what}: {done.completed:.0f} of {done.total:.0f} after {duration(now - begun)}")
 
         def begin(total: int, done: int) -> None:
             bar.update(line, total=total, completed=done, description=doing)
 
         def advance(task: Any, samples: int) -> None:
             cell = task.cell
-            what = f"{cell.model} {cell.attack} {cell.threat}"
-            bar.update(line, advance=samples, description=f"{what:<40}"[:40])
+            update(f"{cell.model} {cell.attack} {cell.threat}", advance=samples)
 
         def waiting() -> None:
             note("what is left is with other processes; waiting for them")
 
         def certify(what: str, done: int, total: int) -> None:
-            bar.update(line, total=total, completed=done, description=f"{what:<40}"[:40])
+            update(what, total=total, completed=done)
 
         yield Progress(begin, advance, waiting, certify)

@@ -8,15 +8,18 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from bench.cli import common
 from bench.metrics import rate
 from bench.render.table import Table, percent
 from bench.render.terminal import print_tables
+from tests.conftest import Answer
 
 BENCH = [sys.executable, "-W", "ignore", "-c", "from bench.cli import main; main()"]
 CODES = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07)")
@@ -157,6 +160,21 @@ def test_a_leaderboard_in_a_terminal(store: tuple[Path, list[str]], width: int) 
     assert max(map(cell_len, lines)) <= width
     text = "\n".join(lines)
     assert text.count("mnist_cnn+bitdepth3") == 2 * (1 if width == 160 else 2)
+
+
+def test_a_log_has_a_line_of_progress_a_minute(
+    cli: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("run", "--model", "mnist_bnn", "--attack", "fgsm,ink", "--samples", "20", "--workers", "1")
+    assert " of 40 after " not in cli(*words).err, "it took less"
+    monkeypatch.setattr(common, "EVERY", 0.0)
+    answer = cli(*words, "--seed", "1", "--json")
+    lines = [line for line in answer.err.splitlines() if re.search(r": (20|40) of 40 after \d+ s$", line)]
+    assert [line.split(":")[0] for line in lines] == [
+        "mnist_bnn native/fgsm linf(0.1)",
+        "mnist_bnn native/ink ink",
+    ]
+    assert answer.json["cells"], "it is beside the output, not in it"
 
 
 def test_through_a_pipe_there_are_no_codes_and_no_widths(store: tuple[Path, list[str]]) -> None:
