@@ -72,8 +72,8 @@ class RunFolder:
             for folder in (self.samples, self.adversarial, self.receipts):
                 folder.mkdir(parents=True, exist_ok=True)
             # Two hosts may have processes of the same number.
-            probe = self.path / f"probe.{uuid4().hex[:8]}.partial"
-            probe.write_bytes(b"x")
+            probe = self.path / f".probe-{uuid4().hex[:8]}"
+            write_text(probe, "x")
             probe.unlink()
 
     def images_file(self, name: str) -> Path:

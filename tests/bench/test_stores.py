@@ -241,7 +241,7 @@ def test_two_who_try_a_folder_at_once_do_not_take_the_others_probe(tmp_path: Pat
     for thread in threads:
         thread.join()
     assert not complaints
-    assert not store.listed(folder.path, "**/probe*")
+    assert not store.listed(folder.path, "**/.probe*")
 
 
 @pytest.mark.parametrize("url", KINDS, indirect=True)
