@@ -11,7 +11,7 @@ from typing import Any
 from adversarial_bench.hashing import digest
 from bench.plan import Task
 from bench.render.table import duration
-from bench.store import RunFolder, listed
+from bench.store import shards_in
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Pace:
 
         spent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
         # The same shard may be in several runs.
-        for name, path in {path.stem: path for path in listed(results, "runs/*/shards/*.json")}.items():
-            folder = RunFolder(results, path.parent.parent.name)
+        for name, (*_, folder) in shards_in(results).items():
             found = folder.receipt(name)
             if found is None or found["errors"] or found["cell"]["source"] is not None:
                 continue

@@ -70,15 +70,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{uuid4().hex}" if request.param == "memory" else str(tmp_path / "store")
 
 
-def command(url: str, *words: str, beat: float = 0.5) -> list[str]:
+def begun(url: str, *words: str, beat: float = 0.5) -> subprocess.Popen[str]:
     """A run as a process of its own, which is soon known to be dead."""
     quick = f"from bench import locks; locks.BEAT, locks.STALE = {beat}, {6 * beat}"
-    return [sys.executable, "-c", f"{quick}; from bench.cli import main; main()", *words, "--results", url]
-
-
-def begun(url: str, *words: str, beat: float = 0.5) -> subprocess.Popen[str]:
+    code = f"{quick}; from bench.cli import main; main()"
     return subprocess.Popen(
-        command(url, *words, beat=beat),
+        [sys.executable, "-c", code, *words, "--results", url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
