@@ -13,7 +13,17 @@ from adversarial_bench.errors import UserError
 from attacks.constraints import Box
 from attacks.core import Goal, ParameterError, Result, View, per_sample
 from attacks.incremental import Incremental
-from attacks.models import PASS, Compiled, Expectation, frozen, halved, in_batches, passed, recorded
+from attacks.models import (
+    LEAST,
+    PASS,
+    Compiled,
+    Expectation,
+    frozen,
+    halved,
+    in_batches,
+    passed,
+    recorded,
+)
 from attacks.native import Attack
 from attacks.objectives import closeness
 from attacks.stops import Never
@@ -66,6 +76,9 @@ def run(
         batch_size = max(batch_size, HELD // images[0].nbytes)
     if isinstance(model, Compiled):
         batch_size = min(batch_size, model.shapes[-1])
+    if radii is None and attack.threat.eps is not None:
+        # One number for all would be rounded in another way than one for each.
+        radii = [attack.threat.eps] * len(images)
     with (
         frozen(model),
         recorded(model, attack.objective.layers()) as features,
@@ -74,10 +87,15 @@ def run(
         if images.device.type == "cuda" and min(batch_size, len(images)) > FEW:
             batch_size = min(batch_size, _roomy(shown, images[:FEW]))
 
+        windows = _windows(attack, shown, images)
+        if windows is not None:
+            batch_size = min(batch_size, windows.room)
+
         def part(rows: slice) -> Result:
             own = aimed(attack, model, images[rows], goal[rows])
             each = None if radii is None else radii[rows]
-            return _batch(attack, shown, images[rows], own, seeds[rows], each, features)
+            known = None if windows is None else windows.anew()
+            return _batch(attack, shown, images[rows], own, seeds[rows], each, features, known)
 
         parts = in_batches(part, len(images), batch_size)
     return Result.joined(parts)
@@ -133,6 +151,14 @@ def aimed(attack: Attack, model: Callable[[Tensor], Tensor], x0: Tensor, goal: G
     return replace(goal, aim=logits.topk(attack.aim, dim=1).indices[:, -1])
 
 
+def _windows(attack: Attack, model: Callable[[Tensor], Tensor], images: Tensor) -> Incremental | None:
+    """What computes a search's windows alone; None where each image passes as a whole."""
+    if attack.update.window(images, 0, attack.steps) is None or attack.constraint.discrete:
+        return None  # an image of a discrete set is not the update's own
+    # What is recorded of layers is of whole images.
+    return None if attack.objective.layers() else Incremental.of(model, images)
+
+
 def _batch(
     attack: Attack,
     model: Callable[[Tensor], Tensor],
@@ -141,6 +167,7 @@ def _batch(
     seeds: Sequence[int],
     radii: Sequence[float] | None,
     features: dict[str, Tensor],
+    known: Incremental | None,
 ) -> Result:
     count = len(x0)
     ball, update = attack.constraint, attack.update
@@ -169,19 +196,17 @@ def _batch(
     walk = constraint.relax(attack.init(x0, constraint, seeds), x0)
     x = constraint.project(walk, x0) if constraint.discrete else walk
     state = update.start(walk, torch.tensor(seeds, device=x0.device))
-    # An image of a discrete set is not the update's own; what is recorded of layers is of whole images.
-    local = update.local and not (constraint.discrete or attack.objective.layers())
-    known = Incremental.of(model, x0) if local else None
     for k in range(attack.steps + 1):
         final = k == attack.steps
         differentiate = update.gradient and not final
         x = x.detach().requires_grad_(differentiate)
         with torch.set_grad_enabled(differentiate):
-            if known is not None:
-                logits = known(x, state["best"])
+            side = update.window(x, k - 1, attack.steps) if k else None
+            if known is not None and side is not None:
+                logits = known(x, state["best"], side)
             else:
-                # What is recorded of layers is of one pass.
-                logits = passed(model, x, len(x) if attack.objective.layers() else PASS)
+                # What is recorded of layers is of one pass, and of these images alone.
+                logits = passed(model, x, *((len(x), 1) if attack.objective.layers() else (PASS, LEAST)))
         forwards[rows] += going
 
         seen = logits.detach()

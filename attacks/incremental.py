@@ -15,14 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from attacks.models import PASS, is_chain, parts_of, passed
+from attacks.models import LEAST, PASS, is_chain, parts_of, passed
 
 SHARE = 0.34
 """Of an image's side, the widest window for which activations are kept: benchmarks/windows.py."""
 MEMORY = 2**28
 """Bytes of activations that are kept for a batch, at most: 1600 images in `mnist_cnn`, 450 in `cifar_vgg`."""
-FEW = 24
-"""Images that pass through the network as fast as their windows do: benchmarks/windows.py."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +75,17 @@ class Stage:
 class Incremental:
     """A network that keeps the activations of images, and computes of others what differs from them.
 
-    Its logits are the network's, up to rounding. As long as windows are wide, and where the first narrow one
-    shows other logits, the images pass through the network itself.
+    Its logits are the network's, up to rounding, and an image's the same to the bit whatever is in its batch.
+    As long as windows are wide, and where the first narrow one shows other logits, the images pass through
+    the network itself.
     """
 
     def __init__(
-        self, model: nn.Module, before: nn.Sequential, stages: list[Stage], tail: nn.Sequential
+        self, model: nn.Module, before: nn.Sequential, stages: list[Stage], tail: nn.Sequential, room: int
     ) -> None:
         self.model = model
+        self.room = room
+        """Images of a batch, at most."""
         self._before, self._stages, self._tail = before, stages, tail
         self._tried, self._fits = False, True
         # Each stage's padded input and the last one's output, (N, H, W, C). A sample's is in the row that
@@ -100,41 +101,46 @@ class Incremental:
     def of(model: Any, images: Tensor) -> Incremental | None:
         """None on a GPU, where a small window takes as long as the image, and for a network of another build.
 
-        What fits is a chain of layers, in which no convolution follows one that looks at all cells.
+        What fits is a chain of layers, in which no convolution follows one that looks at all cells, and whose
+        activations of one pass there is memory for.
         """
         if images.device.type != "cpu" or not is_chain(model) or images.shape[2] != images.shape[3]:
             return None
         leaves, x = parts_of(model), images[:1].clone()
-        before = nn.Sequential()
+        before, kept = nn.Sequential(), 0
         stages: list[Stage] = []
         for place, leaf in enumerate(leaves):
             stage = Stage.of(leaf)
             if stage is not None:
                 stages.append(stage)
+                kept += stage.padded(x).nbytes
             elif _cellwise(leaf, x):
                 (stages[-1].after if stages else before).append(leaf)
             else:
                 tail = nn.Sequential(*leaves[place:])
                 convolves = any(isinstance(part, nn.Conv2d) for part in tail.modules())
-                return None if convolves or not stages else Incremental(model, before, stages, tail)
+                room = MEMORY // (kept + x.nbytes)
+                fits = stages and not convolves and room >= PASS
+                return Incremental(model, before, stages, tail, room) if fits else None
             x = leaf(x)
         return None
 
-    def __call__(self, x: Tensor, base: Tensor) -> Tensor:
+    def anew(self) -> Incremental:
+        """The same for another batch."""
+        return Incremental(self.model, self._before, self._stages, self._tail, self.room)
+
+    def __call__(self, x: Tensor, base: Tensor, side: int) -> Tensor:
         """Logits (B, K) of images `x` (B, C, H, W), each of which differs from its `base` in a window.
 
-        A sample's `base` is that of the last call, or what `x` was there.
+        A sample's `base` is that of the last call, or what `x` was there. `side` is that of all windows.
         """
-        corner, side = _window(x, base)
-        if len(x) < FEW:
-            self._kept = []
-        elif not self._kept and self._fits and 0 < side <= SHARE * x.shape[-1]:
+        if not self._kept and self._fits and side <= SHARE * x.shape[-1]:
             self._keep(base)
         if not self._kept:
             return passed(self.model, x)
         self._accept(base)
         with torch.autocast(x.device.type, enabled=False):  # a pass without a gradient is in float32
-            logits = self._look(x, corner, side)
+            logits = self._look(x, _corner(x, base, side), side)
         if not self._tried:
             self._tried, true = True, passed(self.model, x)
             self._fits = _close(logits, true)
@@ -150,9 +156,10 @@ class Incremental:
             self._instead = [(corner[left], side, values[left]) for corner, side, values in self._instead]
 
     def _keep(self, base: Tensor) -> None:
-        """Keeps the activations of `base`, where there is memory for them."""
+        """Keeps the activations of `base`, by passes of as many images as other ones have."""
         parts: list[list[Tensor]] = []
-        for x in base.split(PASS):
+        whole = base if len(base) >= LEAST else base[_filled(len(base))]
+        for x in whole.tensor_split(-(-len(whole) // PASS)):
             x = self._before(x.clone())
             found = []
             for stage in self._stages:
@@ -160,8 +167,6 @@ class Incremental:
                 found.append(padded.permute(0, 2, 3, 1))
                 x = stage(padded)
             parts.append([*found, x.permute(0, 2, 3, 1)])
-            if sum(part[0].nbytes for part in parts[0]) * len(base) > MEMORY:
-                return
         self._kept = [torch.cat(part).contiguous() for part in zip(*parts)]
         self._rows = torch.arange(len(base))
         self._asked, self._instead = base, []
@@ -180,25 +185,29 @@ class Incremental:
 
     def _look(self, x: Tensor, corner: Tensor, side: int) -> Tensor:
         """Logits of images that differ from what is kept in a window: its corner (B, 2) and side."""
+        self._asked, self._instead = x, []
+        count, rows = len(x), self._rows
+        if count < LEAST:
+            filled = _filled(count)
+            x, rows, corner = x[filled], rows[filled], corner[filled]
         own = torch.arange(len(x))
         pixels = x.permute(0, 2, 3, 1).contiguous()
         patch = _flat(pixels).index_select(0, _cells(own, corner, side, x.shape[2]))
         patch = self._before(_image(patch, side)).permute(0, 2, 3, 1)
-        self._asked, self._instead = x, []
         for stage, kept in zip(self._stages, self._kept):
             corner, length = corner + stage.padding, kept.shape[1]
-            self._instead.append((corner, side, patch.flatten(1, 2)))
-            outputs, count = stage.reached(corner, side, length)
-            start, span = outputs * stage.stride, (count - 1) * stage.stride + stage.kernel
-            seen = _flat(kept).index_select(0, _cells(self._rows, start, span, length))
+            self._instead.append((corner[:count], side, patch[:count].flatten(1, 2)))
+            outputs, reached = stage.reached(corner, side, length)
+            start, span = outputs * stage.stride, (reached - 1) * stage.stride + stage.kernel
+            seen = _flat(kept).index_select(0, _cells(rows, start, span, length))
             _overwrite(seen, span, corner - start, side, _flat(patch))
             patch = stage(_image(seen, span)).permute(0, 2, 3, 1)
-            corner, side = outputs, count
+            corner, side = outputs, reached
         kept = self._kept[-1]
-        self._instead.append((corner, side, patch.flatten(1, 2)))
-        whole = kept.index_select(0, self._rows)
+        self._instead.append((corner[:count], side, patch[:count].flatten(1, 2)))
+        whole = kept.index_select(0, rows)
         _flat(whole).index_copy_(0, _cells(own, corner, side, kept.shape[1]), _flat(patch))
-        return self._tail(whole.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+        return self._tail(whole.permute(0, 3, 1, 2))[:count]  # type: ignore[no-any-return]
 
 
 def _same(value: object) -> int | None:
@@ -222,15 +231,17 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=0, atol=float(expected.abs().max()) / 1e4)
 
 
-def _window(x: Tensor, base: Tensor) -> tuple[Tensor, int]:
-    """Of the square windows in which images differ, the corners (B, 2) and the side: the widest one's."""
+def _filled(count: int) -> Tensor:
+    """The rows of so many images, again and again until they are LEAST."""
+    return torch.arange(LEAST) % count
+
+
+def _corner(x: Tensor, base: Tensor, side: int) -> Tensor:
+    """Of the square windows of this side in which images differ, the corners (B, 2)."""
     # Sums, since `any` takes four times as long.
     differs, length = (x - base).abs().sum(1), x.shape[-1]
-    cells = torch.arange(length)
     lines = torch.stack([differs.sum(2), differs.sum(1)], 1) != 0
-    first = cells.where(lines, length).amin(2)
-    side = int((cells.where(lines, -1).amax(2) - first).amax()) + 1
-    return first.clamp(max=length - max(side, 1)), max(side, 0)
+    return torch.arange(length).where(lines, length).amin(2).clamp(max=length - side)
 
 
 def _flat(activations: Tensor) -> Tensor:

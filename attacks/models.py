@@ -42,26 +42,36 @@ PASS = 32
 
 What the layers make of more is given back to the system and taken again each time: benchmarks/passes.py.
 """
+LEAST = 4
+"""Images of a pass on a CPU, at least: the products of fewer are rounded in another way.
+
+So an image's logits and gradient are the same to the bit, whatever stands in its batch: benchmarks/passes.py.
+"""
 
 
-def passed(model: Callable[[Tensor], Tensor], x: Tensor, size: int = PASS) -> Tensor:
-    """What the model makes of a batch, on a CPU in passes of `size` images.
+def passed(model: Callable[[Tensor], Tensor], x: Tensor, size: int = PASS, least: int = LEAST) -> Tensor:
+    """What the model makes of a batch, on a CPU in passes of at most `size` images and at least `least`.
 
     Under `torch.autocast` a pass that carries a gradient is in half precision, which does for a direction;
     one without is in float32: it is a verdict.
     """
     if torch.is_autocast_enabled(x.device.type):
         with nullcontext() if halved(x) else torch.autocast(x.device.type, enabled=False):
-            return _passed(model, x, size).float()
-    return _passed(model, x, size)
+            return _passed(model, x, size, least).float()
+    return _passed(model, x, size, least)
 
 
-def _passed(model: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
+def _passed(model: Callable[[Tensor], Tensor], x: Tensor, size: int, least: int) -> Tensor:
     if isinstance(model, Compiled) and x.requires_grad:
         return model.step(x)
-    if x.device.type != "cpu" or len(x) <= size:
+    if x.device.type != "cpu":
         return model(x)
-    return torch.cat([model(part) for part in x.split(size)])
+    if len(x) < least:
+        more = x.detach()[:1].expand(least - len(x), *x.shape[1:])
+        return model(torch.cat([x, more]))[: len(x)]
+    if len(x) <= size:
+        return model(x)
+    return torch.cat([model(part) for part in x.tensor_split(-(-len(x) // size))])
 
 
 def halved(x: Tensor) -> bool:
@@ -118,7 +128,8 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
         self.forwards += len(x)
-        logits = passed(self.model, x, self.size)
+        # A library may ask image by image, and its results depend on its batches anyhow.
+        logits = passed(self.model, x, self.size, least=1)
         # What is no image has no class: sign functions make a sure answer of NaN, which a library then keeps.
         logits = logits + 0 * x.detach().flatten(1).sum(1, keepdim=True)
         if logits.requires_grad:

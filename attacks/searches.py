@@ -65,12 +65,15 @@ class Square(Search):
     """
 
     first_share: float = 0.8
-    local = True
+
+    def window(self, x: Tensor, k: int, steps: int) -> int:
+        height, width = x.shape[2:]
+        side = max(round(math.sqrt(area(self.first_share, k, steps) * height * width)), 1)
+        return min(side, height, width)
 
     def propose(self, best: Tensor, at: At, seeds: Tensor) -> Tensor:
         count, channels, height, width = best.shape
-        side = max(round(math.sqrt(area(self.first_share, at.k, at.steps) * height * width)), 1)
-        side = min(side, height, width)
+        side = self.window(best, at.k, at.steps)
         drawn = hashed(seeds, at.k, 2 + channels)
         inside = _within(drawn[:, 0], side, height).view(count, 1, height, 1)
         inside = inside & _within(drawn[:, 1], side, width).view(count, 1, 1, width)

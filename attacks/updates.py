@@ -55,8 +55,6 @@ class Update:
 
     gradient = True
     """It needs the objective's gradient, and not its value alone."""
-    local = False
-    """Each image differs in a window, mostly a small one, from the state's `best`."""
 
     def resolved(self, eps: float | None, steps: int) -> float:
         """The step size in pixel units. Raises ParameterError where neither it nor eps is given."""
@@ -70,6 +68,13 @@ class Update:
     def start(self, x: Tensor, seeds: Tensor) -> State:
         """The state before the first step; `seeds` (B,) int64 for a rule that draws."""
         return {}
+
+    def window(self, x: Tensor, k: int, steps: int) -> int | None:
+        """The side of the square window in which step k's images differ from the state's `best`.
+
+        None for a rule that moves an image as a whole. `x` (B, C, H, W) tells the shape.
+        """
+        return None
 
     def step(self, at: At, state: State) -> tuple[Tensor, State]:
         """The images after one more step, which the loop projects, and the state."""

@@ -14,7 +14,7 @@ import attacks
 from adversarial_bench.errors import UnknownNameError
 from attacks.core import Goal, ParameterError, View
 from attacks.engine import LOOKS, DetachedError, room
-from attacks.models import PASS, Expectation, logits_of, passed
+from attacks.models import LEAST, PASS, Expectation, logits_of, passed
 from attacks.native import Attack
 from attacks.registry import get
 from attacks.updates import At
@@ -369,7 +369,8 @@ def test_on_a_cpu_a_batch_goes_through_in_passes(relu: nn.Module, mnist: tuple[T
     images = mnist[0][: 2 * PASS + 5].clone().requires_grad_()
     logits = passed(relu, images)
     counting.remove()
-    assert sizes == [PASS, PASS, 5]
+    assert sum(sizes) == len(images)
+    assert LEAST <= min(sizes) <= max(sizes) <= PASS
     assert torch.allclose(logits, relu(images), atol=1e-5)
     weight = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
     (together,) = torch.autograd.grad((relu(images) * weight).sum(), images)
@@ -448,7 +449,7 @@ def test_a_single_image_without_memory_is_the_devices_error(grey: Tensor) -> Non
     pgd, goal = get("pgd").configured(eps=0.1), Goal("untargeted", torch.zeros(24).long())
     with pytest.raises(torch.cuda.OutOfMemoryError):
         pgd.run(model, grey, goal, range(24), 24)
-    assert model.seen == [24, 12, 6, 3, 1]
+    assert model.seen == [24, 12, 6, LEAST, LEAST], "3 images and 1, with copies"
     model.refuse, model.seen = lambda: torch.zeros(2) + torch.zeros(3), []
     with pytest.raises(RuntimeError, match="size of tensor"):
         pgd.run(model, grey, goal, range(24), 24)
@@ -493,7 +494,7 @@ def test_between_looks_nobody_leaves(linear: Linear, grey: Tensor, monkeypatch: 
     labels = linear(grey).argmax(1)
     seen.clear()
     found = attacks.run("pgd", linear, grey, labels, eps=eps, steps=10, step_size=eps / 8)
-    assert seen.pop(0) == 1, "the image that tells how many classes there are"
+    assert seen.pop(0) == LEAST, "the image that tells how many classes there are, and copies of it"
     sizes = [*seen[:10:3]]
     assert seen[:10] == [size for size in sizes for _ in range(3)][:10]
     assert sizes == sorted(sizes, reverse=True)

@@ -23,11 +23,6 @@ from attacks.registry import get
 NETWORKS = ["mnist_cnn", "mnist_cnn_bn", "mnist_relu", "mnist_bnn", "cifar_cnn@crop", "cifar_vgg"]
 
 
-@pytest.fixture(autouse=True)
-def of_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incremental, "FEW", 0)
-
-
 def changed(base: Tensor, side: int, generator: torch.Generator) -> Tensor:
     """Every image with a square window of one random colour, at a random place."""
     x, length = base.clone(), base.shape[-1]
@@ -47,7 +42,7 @@ def searched(model: nn.Module, images: Tensor, sides: list[int]) -> tuple[Tensor
         base, found, true = images, [], []
         for side in sides:
             x = changed(base, side, generator)
-            found.append(known(x, base))
+            found.append(known(x, base, side))
             true.append(passed(model, x))
             kept = torch.rand(len(x), generator=generator) < 1 / 3
             left = (torch.rand(len(x), generator=generator) < 0.8).nonzero().squeeze(1)
@@ -151,34 +146,44 @@ def test_a_layer_that_sees_more_than_its_cell_is_found_out() -> None:
         for _ in range(2):
             x = base.clone()
             x[:, :, 3:5, 3:5] = 2
-            torch.testing.assert_close(known(x, base), model(x), rtol=0, atol=0)
+            torch.testing.assert_close(known(x, base, 2), model(x), rtol=0, atol=0)
         assert not known._kept
 
 
 def test_there_is_an_end_to_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, base = zoo.load("mnist_cnn"), torch.rand(4, 1, 28, 28)
-    monkeypatch.setattr(incremental, "MEMORY", 4 * 100_000)
-    with frozen(model), torch.no_grad():
-        known = Incremental.of(model, base)
-        assert known is not None
-        known(changed(base, 3, torch.Generator()), base)
-        assert not known._kept, "168 kB an image"
-        known(changed(base[:2], 3, torch.Generator()), base[:2])
-        assert known._kept
+    model, (images, labels) = zoo.load("mnist_cnn"), (part[:80] for part in zoo.data("mnist"))
+    monkeypatch.setattr(incremental, "MEMORY", 40 * 170_000)
+    known = Incremental.of(model, images)
+    assert known is not None
+    assert known.room == 40, "168 kB an image"
+    kept = []
+    keep = Incremental._keep
+
+    def watched(self: Incremental, base: Tensor) -> None:
+        keep(self, base)
+        kept.append(sum(part.nbytes for part in self._kept))
+
+    monkeypatch.setattr(Incremental, "_keep", watched)
+    attacks.run("square", model, images, labels, eps=0.05, steps=80)
+    assert len(kept) == 2
+    assert max(kept) <= incremental.MEMORY
+    monkeypatch.setattr(incremental, "MEMORY", 20 * 170_000)
+    assert Incremental.of(model, images) is None, "less than one pass"
 
 
-def test_few_images_pass_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, base = zoo.load("mnist_relu"), torch.rand(6, 1, 28, 28)
-    monkeypatch.setattr(incremental, "FEW", 4)
-    with frozen(model), torch.no_grad():
-        known = Incremental.of(model, base)
-        assert known is not None
-        for left, kept in ((6, True), (3, False)):
-            base = base[:left]
-            known.only(torch.arange(left))
-            x = changed(base, 2, torch.Generator())
-            torch.testing.assert_close(known(x, base), model(x), rtol=0, atol=1e-4)
-            assert bool(known._kept) == kept
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("count", [1, 3, 4, 23])
+def test_an_images_logits_do_not_tell_what_is_in_its_batch(name: str, count: int) -> None:
+    model, images = zoo.load(name), zoo.data(zoo.card(name).dataset)[0][:70]
+    for side in (9, 4, 2, 1):
+        x = changed(images, side, torch.Generator().manual_seed(side))
+        with frozen(model), torch.no_grad():
+            whole, few = Incremental.of(model, images), Incremental.of(model, images)
+            assert whole is not None
+            assert few is not None
+            found = few(x[:count], images[:count], side)
+            assert torch.equal(found, whole(x, images, side)[:count])
+            assert few._kept
 
 
 @pytest.mark.parametrize("name", ["mnist_cnn", "mnist_bnn", "cifar_cnn@crop"])
