@@ -147,14 +147,25 @@ def run_goal(
     ids: Sequence[int],
     batch_size: int,
     restarts: int = 1,
+    radii: Sequence[float] | None = None,
 ) -> Result:
-    """Runs a configured attack, and again from new seeds on the samples that still stand."""
+    """Runs a configured attack, and again from new seeds on the samples that still stand.
+
+    `radii` has each sample's eps where they differ, for a native attack without restarts.
+    """
 
     def seeds(restart: int, rows: Sequence[int]) -> list[int]:
         return [seed_of(seed, entry.name, ids[row], restart) for row in rows]
 
     if restarts == 1:
-        return entry.run(model, images, goal, seeds(0, range(len(images))), batch_size)
+        own = seeds(0, range(len(images)))
+        if radii is None:
+            return entry.run(model, images, goal, own, batch_size)
+        from attacks import engine
+        from attacks.native import Attack  # brings every objective along, which judging has no use for
+
+        assert isinstance(entry, Attack)
+        return engine.run(entry, model, images, goal, own, batch_size, radii)
     import torch
 
     from attacks.tries import Tries  # brings every objective along, which judging has no use for

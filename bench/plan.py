@@ -14,6 +14,7 @@ from typing import Any
 import zoo
 from adversarial_bench.errors import unknown
 from adversarial_bench.hashing import digest
+from attacks.bisection import PREFIX
 from attacks.core import MADE, Entry, GoalKind, ParameterError, Threat
 from attacks.registry import get, origin, split
 from bench.render.table import times
@@ -128,6 +129,10 @@ class Task:
 
     def _named(self, key: str) -> str:
         return f"{key}-{digest(list(self.ids))[:8]}"
+
+
+Bundle = tuple[Task, ...]
+"""Shards that a worker computes at once, as one batch of the attack's."""
 
 
 @cache
@@ -306,3 +311,53 @@ def shards(ids: Sequence[int], size: int = SHARD, first: int = PILOT) -> list[tu
     places = (*range(first, PILOT + 1, first), *range(size, len(ids), size))
     cuts = [0, *(cut for cut in places if cut < len(ids)), len(ids)]
     return [tuple(ids[start:stop]) for start, stop in zip(cuts, cuts[1:])]
+
+
+def bundles(tasks: Sequence[Task], workers: int) -> list[Bundle]:
+    """The shards as so many workers are to begin them, those in one bundle that can be one batch.
+
+    These are of a native attack on one model, and of its several radii where it takes one for each image: a
+    sample's rows are the same whatever else is in its batch. A bundle has no more samples than the largest
+    shard, which is what a killed run can lose, nor than one worker's part of those that could be with it.
+    The largest of each kin come first: a worker left with one would be waited for.
+    """
+    kin: dict[tuple[str, bool], list[Task]] = {}
+    for task in tasks:
+        kin.setdefault(_kin(task), []).append(task)
+    found: list[Bundle] = []
+    for (_, joins), alike in kin.items():
+        room = 0
+        if joins:
+            largest, _ = _sizes(
+                alike[0].cell.attack, alike[0].cell.device, zoo.describe(alike[0].cell.dataset)
+            )
+            room = min(largest, sum(len(task.ids) for task in alike) // workers)
+        parts: list[list[Task]] = []
+        for task in sorted(alike, key=_samples, reverse=True):
+            part = next((part for part in parts if sum(map(_samples, [*part, task])) <= room), None)
+            if part is None:
+                parts.append(part := [])
+            part.append(task)
+        found += sorted(map(tuple, parts), key=lambda part: -sum(map(_samples, part)))
+    return found
+
+
+def _samples(task: Task) -> int:
+    return len(task.ids)
+
+
+def _kin(task: Task) -> tuple[str, bool]:
+    """What shards have in common that may share a batch, and whether any may.
+
+    Libraries draw one random stream for a batch, and models that draw one for all that they are asked.
+    """
+    cell = task.cell
+    native = cell.attack.removeprefix(PREFIX).startswith("native/")
+    if not native or cell.goal in MADE or cell.source or cell.eot > 1 or not task.build.adaptive:
+        return cell.key, False
+    from attacks.native import Attack
+
+    if cell.restarts > 1 or not isinstance(get(cell.attack), Attack):
+        return cell.key, True
+    parameters = {name: value for name, value in cell.parameters.items() if name != "eps"}
+    return digest(cell.as_dict() | {"threat": cell.threat.norm, "parameters": parameters}), True

@@ -1,10 +1,10 @@
-"""Computes one shard of one cell: the attack, isolated from its crashes, then the verdict."""
+"""Computes shards of cells: the attack, isolated from its crashes, then the verdict."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from attacks.core import COUNTS, MADE, Entry, Goal, GoalKind, Result, Threat
 from attacks.models import Compiled, Expectation, frozen, logits_of
 from attacks.registry import get
 from bench.judge import judge, read
-from bench.plan import Cell, Task
+from bench.plan import Bundle, Cell, Task
 from bench.spec import draws_of
 from zoo import Build
 from zoo.datasets import require
@@ -50,9 +50,25 @@ class Outcome:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What an attack made of a shard's right samples, in one batch with those of others."""
+
+    result: Result
+    seconds: float
+    """The shard's part of the batch's: by its share of the passes."""
+
+
 def clean_reading(clean: Tensor | None, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Predicted class and its probability, by the logits of clean images; -1 and NaN where there are none."""
     return (np.full(count, -1), np.full(count, np.nan)) if clean is None else read(clean)
+
+
+def _right(clean: Tensor | None, labels: Tensor) -> Tensor:
+    """The rows that are attacked: where clean logits (N, K) say their label; all, where there are none."""
+    if clean is None:
+        return torch.arange(len(labels), device=labels.device)
+    return (torch.from_numpy(read(clean)[0]).to(labels.device) == labels).nonzero().squeeze(1)
 
 
 class _Isolated:
@@ -110,6 +126,7 @@ def attack_rows(
     fast: bool = False,
     clean: Tensor | None = None,
     given_up: str = "",
+    ahead: Ahead | None = None,
 ) -> Outcome:
     """Attacks the samples that are right, judges what comes back, and makes one row per sample.
 
@@ -117,19 +134,18 @@ def attack_rows(
     whose attack raised has `error` and the message; every other `ok`. For images made from nothing
     `images` gives the shape only, and the labels are -1. `clean` are the images' logits (N, K), where the
     caller has them already; the attack gets them, too. An attack that is `given_up` is not run: each sample
-    is an error.
+    is an error. Nor is one that was run `ahead` on the samples that are right.
     """
     made = goal.made
     if clean is None and not made:
         clean = logits_of(model, images, batch_size)
     clean_label, clean_confidence = clean_reading(clean, len(images))
     goal = replace(goal, clean=clean)
-    if made:
-        standing = torch.arange(len(images), device=images.device)
-    else:
-        standing = (torch.from_numpy(clean_label).to(labels.device) == labels).nonzero().squeeze(1)
+    standing = _right(clean, labels)
 
     def attack(rows: Tensor) -> Result:
+        if ahead is not None:
+            return ahead.result
         chosen = [ids[i] for i in rows.tolist()]
         with torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
             return run_goal(
@@ -149,7 +165,7 @@ def attack_rows(
         isolated.messages[standing.cpu().numpy()] = given_up
     else:
         isolated(standing)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start if ahead is None else ahead.seconds
 
     verdict = judge(model, isolated.images, None if made else images, goal, threat, batch_size)
     attacked = np.zeros(len(images), dtype=bool)
@@ -402,18 +418,21 @@ def _restless(name: str) -> UserError:
     )
 
 
-def compute(task: Task) -> Outcome:
-    """One shard, from its task alone: the same in every process.
+def compute(bundle: Bundle) -> list[Outcome]:
+    """A bundle's shards, from its tasks alone: the same in every process.
 
     Where the model's weights are others after the attack, every sample is an error, judged by the model as
     it was. Raises UserError where they change without an attack, too, and where its files are others by now.
     """
+    task = bundle[0]
     cell = task.cell
     model = averaged(cell.model, task.build, cell.device, cell.eot)
     before = fingerprint(model)
-    outcome = _seeded(task, model)
-    if fingerprint(model) == before:
-        return outcome
+    ahead = _together(bundle, model) if len(bundle) > 1 else [None]
+    if len(ahead) == len(bundle):
+        outcomes = [_seeded(each, model, done) for each, done in zip(bundle, ahead)]
+        if fingerprint(model) == before:
+            return outcomes
     if task.given_up or task.shown is not None:
         raise _restless(cell.model)
     load_model.cache_clear()
@@ -421,18 +440,58 @@ def compute(task: Task) -> Outcome:
         raise UserError(
             f"the files of the model {cell.model} were changed in mid-run; the same command begins anew"
         )
-    return compute(replace(task, given_up=CHANGED))
+    if len(bundle) > 1:
+        return [outcome for each in bundle for outcome in compute((each,))]
+    return compute((replace(task, given_up=CHANGED),))
 
 
-def _seeded(task: Task, model: torch.nn.Module) -> Outcome:
+def _together(bundle: Bundle, model: torch.nn.Module) -> list[Ahead | None]:
+    """What the attack makes of the shards of a bundle as one batch; nothing where it raises."""
+    cell = bundle[0].cell
+    shards = []
+    for task in bundle:
+        images, labels, goal = samples_of(task.cell, task.ids)
+        goal = replace(goal, clean=_clean_of(task, goal))
+        rows = _right(goal.clean, labels)
+        shards.append((images[rows], goal[rows], [task.ids[row] for row in rows.tolist()]))
+    counts = [len(ids) for *_, ids in shards]
+    if not sum(counts):
+        return [None] * len(bundle)
+    images = torch.cat([images for images, *_ in shards])
+    entry = get(cell.attack).configured(**dict(cell.parameters))
+    eps = [task.cell.threat.eps for task in bundle]
+    radii = [radius for radius, count in zip(eps, counts) for _ in range(count) if radius is not None]
+    start = time.perf_counter()
+    try:
+        with torch.autocast(cell.device, torch.bfloat16, enabled=cell.fast and halves(model, images)):
+            found = run_goal(
+                entry,
+                quickened(model, entry, images, sum(task.total for task in bundle)),
+                images,
+                Goal.joined([goal for _, goal, _ in shards]),
+                seed=cell.seed,
+                ids=[i for *_, ids in shards for i in ids],
+                batch_size=cell.batch_size,
+                restarts=cell.restarts,
+                radii=radii if len(set(eps)) > 1 else None,
+            )
+    except Exception:  # each by itself, it will be known which
+        return []
+    seconds = time.perf_counter() - start
+    parts = [Result(*part) for part in zip(*(getattr(found, f.name).split(counts) for f in fields(Result)))]
+    spent = [int((part.forwards + part.backwards).sum()) for part in parts]
+    return [Ahead(part, seconds * passes / max(sum(spent), 1)) for part, passes in zip(parts, spent)]
+
+
+def _seeded(task: Task, model: torch.nn.Module, ahead: Ahead | None) -> Outcome:
     with torch.random.fork_rng(devices=[]):
         # For a model that draws; an attack's own draws have their own generators. Not before the model is
         # made, which draws as well, and in a process that has it already does not.
         torch.manual_seed(seed_of(task.cell.seed, task.name))
-        return _compute(task, model)
+        return _compute(task, model, ahead)
 
 
-def _compute(task: Task, model: torch.nn.Module) -> Outcome:
+def _compute(task: Task, model: torch.nn.Module, ahead: Ahead | None) -> Outcome:
     cell = task.cell
     images, labels, goal = samples_of(cell, task.ids)
     clean = _clean_of(task, goal)
@@ -453,6 +512,7 @@ def _compute(task: Task, model: torch.nn.Module) -> Outcome:
         fast=cell.fast and halves(model, images),
         clean=clean,
         given_up=task.given_up,
+        ahead=ahead,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import zoo
 from bench.audit import verdicts
 from bench.executors import HERE, Executor
 from bench.locks import POLL, Presence
-from bench.plan import Task, slice_ids, tasks_in
+from bench.plan import Bundle, Task, bundles, slice_ids, tasks_in
 from bench.runner import adaptivity, averaged, examine, halves, load_data, load_model
 from bench.spec import RunSpec
 from bench.stamp import stamp
@@ -111,6 +111,10 @@ def perform(spec: RunSpec, results: Path, executor: Executor = HERE, progress: P
         # A transfer that is here although its images are to be made anew is none.
         older = {task.name: folder.receipt(task.name) for task in tasks if task.source_name}
         stored = folder.stored(tasks)
+        phases = [
+            [t for t in tasks if stored.get(t.name) is not folder and (t.source_name is not None) == shown]
+            for shown in (False, True)
+        ]
         missing = any(task.name not in stored for task in tasks)
         if missing:
             executor.start(len(tasks))
@@ -137,26 +141,29 @@ def perform(spec: RunSpec, results: Path, executor: Executor = HERE, progress: P
             known = [stored[task.name]] if task.name in stored else []
             return folder.has(task.name) or folder.copy(task.name, [*known, *before])
 
-        def free(todo: list[Task]) -> Iterator[Task]:
-            """Tasks that are nobody's, as workers are free for them."""
-            for task in list(todo):
-                mine, before = driver.take(task.name)
-                if finished(task, before):
-                    todo.remove(task)
-                    if task.name not in stored:
-                        progress.advance(task, len(task.ids))
-                elif mine:
-                    todo.remove(task)
-                    # Read now: the images of all transfers together may not fit into memory.
-                    source = task.source_name
-                    yield replace(task, shown=folder.images_file(source).read_bytes()) if source else task
+        def free(todo: list[Bundle]) -> Iterator[Bundle]:
+            """Bundles of tasks that are nobody's, as workers are free for them; what others hold stays."""
+            for bundle in list(todo):
+                ready, held = [], []
+                for task in bundle:
+                    mine, before = driver.take(task.name)
+                    if finished(task, before):
+                        if task.name not in stored:
+                            progress.advance(task, len(task.ids))
+                    elif mine:
+                        # Read now: the images of all transfers together may not fit into memory.
+                        source = task.source_name
+                        file = folder.images_file(source).read_bytes() if source else None
+                        ready.append(replace(task, shown=file))
+                    else:
+                        held.append(task)
+                todo.remove(bundle)
+                todo += [tuple(held)] if held else []
+                if ready:
+                    yield tuple(ready)
 
-        for shown in (False, True):
-            todo = [
-                task
-                for task in _largest_first(tasks)
-                if stored.get(task.name) is not folder and (task.source_name is not None) == shown
-            ]
+        for phase in phases:
+            todo = bundles(phase, executor.workers)
             waits = False
             while todo:
                 for task, outcome in executor.execute(free(todo)):
@@ -183,12 +190,6 @@ def perform(spec: RunSpec, results: Path, executor: Executor = HERE, progress: P
 
             run.certificates = certify_run(spec, fingerprints, run.rows, folder, driver, progress.certify)
     return run
-
-
-def _largest_first(tasks: Sequence[Task]) -> list[Task]:
-    """Cell by cell, each from its largest shard on: a worker left with the largest would be waited for."""
-    cells = {key: place for place, key in enumerate(dict.fromkeys(task.cell.key for task in tasks))}
-    return sorted(tasks, key=lambda task: (cells[task.cell.key], -len(task.ids)))
 
 
 def _universal(task: Task, folder: RunFolder) -> dict[str, Any]:

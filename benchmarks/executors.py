@@ -18,7 +18,7 @@ from attacks.registry import select
 from bench.executors import Executor
 from bench.executors.processes import Processes
 from bench.executors.ray import Ray
-from bench.plan import Task, cells_of, tasks_of
+from bench.plan import Bundle, cells_of, tasks_of
 from bench.spec import RunSpec
 from zoo.datasets import DATASETS
 
@@ -26,18 +26,18 @@ RUN = 120.0
 """Seconds of the run that the ratio is given for."""
 
 
-def shards(model: str, attacks: str, samples: int) -> list[Task]:
-    """The tasks of a run on MNIST."""
+def shards(model: str, attacks: str, samples: int) -> list[Bundle]:
+    """The shards of a run on MNIST, each by itself."""
     eps = {norm: (radius,) for norm, radius in DATASETS["mnist"].eps.items()}
     spec = RunSpec((model,), tuple(select(attacks)), "mnist", samples, eps)
-    return [task for cell in cells_of(spec, {model: ""}) for task in tasks_of(cell, spec)]
+    return [(task,) for cell in cells_of(spec, {model: ""}) for task in tasks_of(cell, spec)]
 
 
-def seconds(executor: Executor, tasks: list[Task]) -> float:
+def seconds(executor: Executor, shards: list[Bundle]) -> float:
     """Wall seconds until every outcome is back."""
     start = time.perf_counter()
-    executor.start(len(tasks))
-    for _ in executor.execute(tasks):
+    executor.start(len(shards))
+    for _ in executor.execute(shards):
         pass
     return time.perf_counter() - start
 

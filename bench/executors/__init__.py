@@ -20,7 +20,7 @@ from math import inf
 from typing import Protocol
 
 from adversarial_bench.errors import UserError
-from bench.plan import Task
+from bench.plan import Bundle, Task
 from bench.runner import Outcome, compute
 from bench.stamp import versions
 
@@ -51,6 +51,10 @@ class Failure:
     exit_code: int
 
 
+Answer = Future[list[Outcome] | Failure]
+"""To a bundle: one outcome for each of its tasks."""
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One thread: sums over several are rounded by how they are split, and figures must not tell."""
@@ -78,8 +82,8 @@ class Driver:
         return cls(os.getcwd(), versions())
 
 
-def attempt(task: Task, driver: Driver, timeout: float | None = None) -> Outcome | Failure:
-    """A task, computed by a worker of the driver's; with a timeout, in seconds, by a process beneath it.
+def attempt(bundle: Bundle, driver: Driver, timeout: float | None = None) -> list[Outcome] | Failure:
+    """A bundle, computed by a worker of the driver's; with a timeout, in seconds, by a process beneath it.
 
     A cluster may let a task wait, so that the worker alone knows when its time began.
     """
@@ -98,14 +102,15 @@ def attempt(task: Task, driver: Driver, timeout: float | None = None) -> Outcome
             from bench.executors.processes import Processes
 
             with closing(Processes(1, timeout)) as below:
-                ((_, outcome),) = below.execute([task])
-            return outcome
+                found = {task.name: outcome for task, outcome in below.execute([bundle])}
+            return [found[task.name] for task in bundle]
         with one_thread():
-            return compute(task)
+            return compute(bundle)
     except WorkerError as error:
         return Failure(str(error), traceback.format_exc(), error.exit_code)
     except Exception as error:
-        where = f"a worker on {socket.gethostname()} cannot compute {task.cell.attack} on {task.cell.model}"
+        cell = bundle[0].cell
+        where = f"a worker on {socket.gethostname()} cannot compute {cell.attack} on {cell.model}"
         if not isinstance(error, UserError):
             return Failure(f"{where}: {told(error)}", traceback.format_exc(), 1)
         needs = "a worker needs the package, the dataset and the files that you named, at the same paths"
@@ -116,20 +121,20 @@ class Executor(Protocol):
     """Whoever computes tasks."""
 
     workers: int
-    """Tasks given out at once."""
+    """Bundles given out at once."""
 
     def start(self, shards: int) -> None:
         """Readies workers for a run of so many shards in all. Raises ExecutorError where there are none."""
 
-    def execute(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
-        """Outcomes as they are ready; tasks are taken only as workers are free. Raises WorkerError."""
+    def execute(self, bundles: Iterable[Bundle]) -> Iterator[tuple[Task, Outcome]]:
+        """Outcomes as they are ready; bundles are taken only as workers are free. Raises WorkerError."""
 
     def close(self) -> None:
         """Ends the workers, whatever they are at."""
 
 
 class Serial:
-    """This process, one task after the other."""
+    """This process, one bundle after the other."""
 
     workers = 1
 
@@ -139,19 +144,22 @@ class Serial:
     def close(self) -> None:
         """Nothing to end."""
 
-    def execute(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
+    def execute(self, bundles: Iterable[Bundle]) -> Iterator[tuple[Task, Outcome]]:
         """In order. What a task raises is raised as it is."""
-        for task in tasks:
+        for bundle in bundles:
             with one_thread():
-                outcome = compute(task)
-            yield task, outcome
+                outcomes = compute(bundle)
+            yield from zip(bundle, outcomes)
 
 
 HERE = Serial()
 
 
 class Pool(ABC):
-    """Workers that may die: what they were at is given to others, until DEATHS of them died of it."""
+    """Workers that may die: what they were at is given to others, until DEATHS of them died of it.
+
+    The tasks of a bundle that a worker died of, or that took too long, are given out one by one.
+    """
 
     workers: int
     limit: float = inf
@@ -160,25 +168,25 @@ class Pool(ABC):
     """What a future raises whose worker is gone; whatever else it raises ends the run."""
 
     @abstractmethod
-    def submit(self, task: Task) -> Future[Outcome | Failure]:
-        """Has a free worker `attempt` the task, from now on; called for `workers` tasks at a time."""
+    def submit(self, bundle: Bundle) -> Answer:
+        """Has a free worker `attempt` the bundle, from now on; called for `workers` bundles at a time."""
 
-    def kill(self, future: Future[Outcome | Failure]) -> None:
-        """Ends the worker that is at a task. Only for pools with a limit."""
+    def kill(self, future: Answer) -> None:
+        """Ends the worker that is at a bundle. Only for pools with a limit."""
         raise NotImplementedError
 
-    def execute(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
+    def execute(self, bundles: Iterable[Bundle]) -> Iterator[tuple[Task, Outcome]]:
         """In any order."""
-        waiting, again, deaths = iter(tasks), deque[Task](), Counter[str]()
-        running: dict[Future[Outcome | Failure], tuple[Task, float]] = {}
+        waiting, again, deaths = iter(bundles), deque[Bundle](), Counter[str]()
+        running: dict[Answer, tuple[Bundle, float]] = {}
 
         def refill() -> None:
             while len(running) < self.workers:
-                task = again.popleft() if again else next(waiting, None)
-                if task is None:
+                bundle = again.popleft() if again else next(waiting, None)
+                if bundle is None:
                     return
-                future = self.submit(task)
-                running[future] = task, time.monotonic() + self._seconds(task)
+                future = self.submit(bundle)
+                running[future] = bundle, time.monotonic() + self._seconds(bundle)
 
         refill()
         while running:
@@ -186,30 +194,36 @@ class Pool(ABC):
             # No clock counts to infinity.
             wait(running, min(3600.0, max(0.0, soonest - time.monotonic())), FIRST_COMPLETED)
             finished = []
-            for future, (task, deadline) in list(running.items()):
+            for future, (bundle, deadline) in list(running.items()):
                 if not future.done():
                     if time.monotonic() >= deadline:
                         del running[future]
                         self.kill(future)
-                        again.append(_given_up(task, f"stopped after {self._seconds(task):g} s (--timeout)"))
+                        late = f"stopped after {self._seconds(bundle):g} s (--timeout)"
+                        again += _apart(bundle) or [(_given_up(bundle[0], late),)]
                     continue
                 del running[future]
                 try:
-                    finished.append((task, future.result()))
+                    finished.append((bundle, future.result()))
                 except self.deadly:
-                    deaths[task.name] += 1
-                    again.append(_after_death(task, deaths[task.name]))
+                    deaths[bundle[0].name] += len(bundle) == 1
+                    again += _apart(bundle) or [(_after_death(bundle[0], deaths[bundle[0].name]),)]
                 except Exception as error:
                     raise WorkerError(f"no worker answers: {told(error)}") from error
             # The free workers go on while the driver stores.
             refill()
-            for task, outcome in finished:
-                if isinstance(outcome, Failure):
-                    raise WorkerError(outcome.message, outcome.exit_code) from RuntimeError(outcome.trace)
-                yield task, outcome
+            for bundle, outcomes in finished:
+                if isinstance(outcomes, Failure):
+                    raise WorkerError(outcomes.message, outcomes.exit_code) from RuntimeError(outcomes.trace)
+                yield from zip(bundle, outcomes)
 
-    def _seconds(self, task: Task) -> float:
-        return self.limit + (GRACE if task.given_up else 0.0)
+    def _seconds(self, bundle: Bundle) -> float:
+        return len(bundle) * self.limit + (GRACE if bundle[0].given_up else 0.0)
+
+
+def _apart(bundle: Bundle) -> list[Bundle]:
+    """The tasks of a bundle, each by itself; none of one that is."""
+    return [(task,) for task in bundle] if len(bundle) > 1 else []
 
 
 def _after_death(task: Task, deaths: int) -> Task:

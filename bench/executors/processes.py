@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench import forks
-from bench.executors import HERE, Driver, Failure, Pool, WorkerError, attempt
-from bench.plan import Task
+from bench.executors import HERE, Answer, Driver, Pool, WorkerError, attempt
+from bench.plan import Bundle, Task
 from bench.runner import Outcome
 
 T = TypeVar("T")
@@ -101,13 +101,13 @@ class _Worker:
         self.pool = _pool(memory, card)
         self.pid = self.pool.submit(os.getpid)
 
-    def begin(self, task: Task) -> Future[Outcome | Failure]:
-        """Hands a task over, once the process has imported what it takes: its time counts from here."""
+    def begin(self, bundle: Bundle) -> Answer:
+        """Hands a bundle over, once the process has imported what it takes: its time counts from here."""
         wait([self.pid])
         try:
-            return self.pool.submit(attempt, task, Driver.here())
+            return self.pool.submit(attempt, bundle, Driver.here())
         except BrokenProcessPool as error:
-            dead: Future[Outcome | Failure] = Future()
+            dead: Answer = Future()
             dead.set_exception(error)
             return dead
 
@@ -131,19 +131,19 @@ class Processes(Pool):
         self.limit = inf if timeout is None else timeout
         self.spare = spare and timeout is None
         """Have a run of one shard computed by this process: making another takes seconds."""
-        self.crew: dict[_Worker, Future[Outcome | Failure]] = {}
+        self.crew: dict[_Worker, Answer] = {}
         self.alone = False
 
     def start(self, shards: int) -> None:
         """Notes whether there is a shard only."""
         self.alone = self.spare and shards == 1
 
-    def execute(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
+    def execute(self, bundles: Iterable[Bundle]) -> Iterator[tuple[Task, Outcome]]:
         """In any order."""
-        return HERE.execute(tasks) if self.alone else super().execute(tasks)
+        return HERE.execute(bundles) if self.alone else super().execute(bundles)
 
-    def submit(self, task: Task) -> Future[Outcome | Failure]:
-        """Gives the task to a process that has none, or to a new one."""
+    def submit(self, bundle: Bundle) -> Answer:
+        """Gives the bundle to a process that has none, or to a new one."""
         for worker, last in list(self.crew.items()):
             if last.done() and last.exception() is not None:
                 del self.crew[worker]
@@ -151,11 +151,11 @@ class Processes(Pool):
         free = next((worker for worker, last in self.crew.items() if last.done()), None)
         if free is None:
             free = _Worker(share, idlest(self.cards, (worker.card for worker in self.crew)))
-        self.crew[free] = free.begin(task)
+        self.crew[free] = free.begin(bundle)
         return self.crew[free]
 
-    def kill(self, future: Future[Outcome | Failure]) -> None:
-        """Ends the process that is at a task."""
+    def kill(self, future: Answer) -> None:
+        """Ends the process that is at a bundle."""
         (worker,) = (worker for worker, last in self.crew.items() if last is future)
         del self.crew[worker]
         worker.kill()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from concurrent.futures import Future
 from importlib.util import find_spec
 from typing import Any
 
-from bench.executors import Driver, ExecutorError, Failure, Pool, attempt, told
-from bench.plan import Task
-from bench.runner import Outcome
+from bench.executors import Answer, Driver, ExecutorError, Pool, attempt, told
+from bench.plan import Bundle
 
 STORE = 128 * 2**20
 """Bytes that a cluster of our own holds tasks and outcomes in; what is larger goes through files."""
@@ -73,9 +71,9 @@ class Ray(Pool):
             num_cpus=1, num_gpus=int(unit == "GPU"), max_retries=0, name="bench"
         )
 
-    def submit(self, task: Task) -> Future[Outcome | Failure]:
-        """Gives the task to the cluster."""
-        found: Future[Outcome | Failure] = self.compute.remote(task, Driver.here(), self.timeout).future()
+    def submit(self, bundle: Bundle) -> Answer:
+        """Gives the bundle to the cluster."""
+        found: Answer = self.compute.remote(bundle, Driver.here(), self.timeout).future()
         return found
 
     def close(self) -> None:

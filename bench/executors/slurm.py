@@ -10,9 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.executors import Driver, ExecutorError, Failure, Pool, attempt
-from bench.plan import Task
-from bench.runner import Outcome
+from bench.executors import Answer, Driver, ExecutorError, Pool, attempt
+from bench.plan import Bundle
 
 MINUTES = 240
 """That a job may take, where SBATCH_TIMELIMIT says nothing else."""
@@ -59,11 +58,11 @@ class Slurm(Pool):
         cards = {} if self.device == "cpu" else {"gpus_per_node": 1}
         self.executor.update_parameters(name="bench", timeout_min=MINUTES, cpus_per_task=1, **cards)
 
-    def submit(self, task: Task) -> Future[Outcome | Failure]:
+    def submit(self, bundle: Bundle) -> Answer:
         """Hands a job in."""
         self.jobs = [job for job in self.jobs if not job.done()]
-        self.jobs.append(self.executor.submit(attempt, task, Driver.here(), self.timeout))
-        found: Future[Outcome | Failure] = Future()
+        self.jobs.append(self.executor.submit(attempt, bundle, Driver.here(), self.timeout))
+        found: Answer = Future()
         threading.Thread(target=_follow, args=(self.jobs[-1], found), daemon=True).start()
         return found
 
@@ -75,7 +74,7 @@ class Slurm(Pool):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _follow(job: Any, found: Future[Outcome | Failure]) -> None:
+def _follow(job: Any, found: Answer) -> None:
     """Waits for a job's end."""
     from submitit.core.utils import FailedJobError
 

@@ -23,7 +23,7 @@ import torch
 import bench
 from bench.executors import Driver, Failure, Serial, attempt
 from bench.executors.processes import idlest
-from bench.plan import Task, cells_of, tasks_of
+from bench.plan import Bundle, Task, cells_of, tasks_of
 from bench.runner import Outcome
 from bench.session import perform
 from bench.spec import RunSpec
@@ -123,8 +123,8 @@ def test_a_cells_largest_shard_is_handed_out_first(tmp_path: Path) -> None:
     handed = []
 
     class Watched(Serial):
-        def execute(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
-            for task, outcome in super().execute(tasks):
+        def execute(self, bundles: Iterable[Bundle]) -> Iterator[tuple[Task, Outcome]]:
+            for task, outcome in super().execute(bundles):
                 handed.append((task.cell.attack, len(task.ids)))
                 yield task, outcome
 
@@ -393,12 +393,13 @@ def test_a_worker_of_other_versions_computes_nothing() -> None:
     (cell,) = cells_of(spec, {"mnist_relu": ""})
     (task,) = tasks_of(cell, spec)
     driver = Driver.here()
-    assert isinstance(attempt(task, driver), Outcome)
-    found = attempt(task, replace(driver, versions={**driver.versions, "torch": "1.0"}))
+    (outcome,) = attempt((task,), driver)  # type: ignore[misc]
+    assert isinstance(outcome, Outcome)
+    found = attempt((task,), replace(driver, versions={**driver.versions, "torch": "1.0"}))
     assert isinstance(found, Failure)
     assert f"it has torch {torch.__version__}".split("+")[0] in found.message
     assert found.exit_code == 2
-    lacking = attempt(task, replace(driver, versions={**driver.versions, "a-plug-in": "1.0"}))
+    lacking = attempt((task,), replace(driver, versions={**driver.versions, "a-plug-in": "1.0"}))
     assert isinstance(lacking, Failure)
     assert "it has no a-plug-in" in lacking.message
 
