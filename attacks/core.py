@@ -71,6 +71,31 @@ def default_step(eps: float, steps: int) -> float:
 
 
 @dataclass(frozen=True)
+class Slope:
+    """An objective at originals: attacks that begin there begin with the same pass, forward and back."""
+
+    of: Any
+    """Which objective, and by which gradient: an `attacks.engine.Beginning`."""
+    logits: Tensor
+    """(B, K)."""
+    value: Tensor
+    """(B,) the objective's."""
+    grad: Tensor
+    """(B, C, H, W) its gradient to the image."""
+
+    def __getitem__(self, rows: Any) -> Slope:
+        return Slope(self.of, self.logits[rows], self.value[rows], self.grad[rows])
+
+    @staticmethod
+    def joined(parts: Sequence[Slope]) -> Slope:
+        """One of several, of one objective."""
+        import torch
+
+        columns = ([getattr(part, name) for part in parts] for name in ("logits", "value", "grad"))
+        return Slope(parts[0].of, *map(torch.cat, columns))
+
+
+@dataclass(frozen=True)
 class Goal:
     """What the attack wants of each sample: to leave a class, to reach one, or to make one.
 
@@ -84,10 +109,13 @@ class Goal:
     """(B,) for an untargeted goal, the class that an objective may push towards; any wrong one will do."""
     clean: Tensor | None = None
     """(B, K) the original's logits, for an objective that compares with them."""
+    slope: Slope | None = None
+    """What an attack that begins at the originals finds there."""
 
     def __getitem__(self, rows: Any) -> Goal:
         aim, clean = (None if part is None else part[rows] for part in (self.aim, self.clean))
-        return Goal(self.kind, self.classes[rows], aim, clean)
+        slope = None if self.slope is None else self.slope[rows]
+        return Goal(self.kind, self.classes[rows], aim, clean, slope)
 
     @staticmethod
     def joined(parts: Sequence[Goal]) -> Goal:
@@ -96,9 +124,13 @@ class Goal:
 
         aims = [part.aim for part in parts if part.aim is not None]
         clean = [part.clean for part in parts if part.clean is not None]
-        classes = torch.cat([part.classes for part in parts])
+        slopes = [part.slope for part in parts if part.slope is not None]
         return Goal(
-            parts[0].kind, classes, torch.cat(aims) if aims else None, torch.cat(clean) if clean else None
+            parts[0].kind,
+            torch.cat([part.classes for part in parts]),
+            torch.cat(aims) if aims else None,
+            torch.cat(clean) if clean else None,
+            Slope.joined(slopes) if slopes else None,
         )
 
     @property

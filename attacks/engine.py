@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from adversarial_bench.errors import UserError
 from attacks.constraints import Box
-from attacks.core import Goal, ParameterError, Result, View, per_sample
+from attacks.core import Goal, ParameterError, Result, Slope, View, per_sample
 from attacks.incremental import Incremental
+from attacks.inits import Image
 from attacks.models import (
     LEAST,
     PASS,
@@ -25,7 +26,7 @@ from attacks.models import (
     recorded,
 )
 from attacks.native import Attack
-from attacks.objectives import closeness
+from attacks.objectives import Objective, closeness
 from attacks.stops import Never
 from attacks.surrogates import smoothed
 from attacks.updates import At
@@ -43,6 +44,24 @@ On a GPU to ask who has waits for all steps that were sent there; a CPU has noth
 """
 LATE = 10
 """The last steps of an attack, in which one that has converged gains nothing (Pintor et al. 2022)."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What the first gradient of an attack depends on, besides model and goal."""
+
+    objective: Objective
+    aim: int
+    surrogate: str
+    surrogate_width: float
+
+    @staticmethod
+    def of(attack: Attack) -> Beginning | None:
+        """None for an attack that takes no gradient, or begins elsewhere than at its originals."""
+        walks = attack.update.gradient and not (attack.constraint.discrete or attack.objective.layers())
+        if not walks or attack.init != Image():
+            return None
+        return Beginning(attack.objective, attack.aim, attack.surrogate, attack.surrogate_width)
 
 
 class DetachedError(UserError):
@@ -101,6 +120,36 @@ def run(
     return Result.joined(parts)
 
 
+def slope(
+    begins: Beginning, model: Callable[[Tensor], Tensor], images: Tensor, goal: Goal, batch_size: int
+) -> Slope:
+    """What attacks on `images` (N, C, H, W) begin with, for the goal that they are given.
+
+    Raises DetachedError where the model gives no gradient.
+    """
+    with frozen(model), smoothed(model, images, begins.surrogate, begins.surrogate_width) as shown:
+
+        def part(rows: slice) -> Slope:
+            own, x = aimed(begins, model, images[rows], goal[rows]), images[rows].clone().requires_grad_()
+            with torch.enable_grad():
+                logits = passed(shown, x, PASS)
+                value, grad = _differentiated(
+                    begins.objective, View(x, images[rows], logits, own), torch.ones_like(logits[:, 0])
+                )
+            return Slope(begins, logits.detach(), value, grad)
+
+        return Slope.joined(in_batches(part, len(images), batch_size))
+
+
+def _differentiated(objective: Objective, view: View, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """An objective's values (B,), and the gradient of their weighted sum to the images (B, C, H, W)."""
+    if not view.logits.requires_grad:
+        raise DetachedError("the model's output has no gradient to its input (a detached layer?)")
+    value = objective(view)
+    (grad,) = torch.autograd.grad(value, view.x, weights.to(value.dtype))
+    return value.detach(), grad
+
+
 def room(free: int, each: int) -> int:
     """Images of so many bytes each that go into the free memory, a fifth of it left alone; one at least."""
     return max(free * 4 // (5 * max(each, 1)), 1)
@@ -128,7 +177,7 @@ def _roomy(model: Callable[[Tensor], Tensor], images: Tensor) -> int:
     return room(torch.cuda.mem_get_info(device)[0] + kept, each)
 
 
-def aimed(attack: Attack, model: Callable[[Tensor], Tensor], x0: Tensor, goal: Goal) -> Goal:
+def aimed(attack: Attack | Beginning, model: Callable[[Tensor], Tensor], x0: Tensor, goal: Goal) -> Goal:
     """The goal with what the attack reads of the originals: their logits, and its aim.
 
     That is the wrong class that the model finds `aim`-th likeliest. Logits that the goal has already are not
@@ -196,6 +245,9 @@ def _batch(
     walk = constraint.relax(attack.init(x0, constraint, seeds), x0)
     x = constraint.project(walk, x0) if constraint.discrete else walk
     state = update.start(walk, torch.tensor(seeds, device=x0.device))
+    begun, goal = goal.slope, replace(goal, slope=None)
+    if begun is not None and begun.of != Beginning.of(attack):
+        begun = None
     for k in range(attack.steps + 1):
         final = k == attack.steps
         differentiate = update.gradient and not final
@@ -204,6 +256,8 @@ def _batch(
             side = update.window(x, k - 1, attack.steps) if k else None
             if known is not None and side is not None:
                 logits = known(x, state["best"], side)
+            elif begun is not None:
+                logits = begun.logits
             else:
                 # What is recorded of layers is of one pass, and of these images alone.
                 logits = passed(model, x, *((len(x), 1) if attack.objective.layers() else (PASS, LEAST)))
@@ -227,9 +281,9 @@ def _batch(
         if attack.patience:
             near[rows] = near[rows].maximum(closeness(seen, goal).where(going, -torch.inf))
             if k == 0:
-                begun = near.clone()
+                near_first = near.clone()
             # A model that does not stir at all says nothing of how far the goal is.
-            stays &= (near[rows] >= attack.least_hope(k)) | (near[rows] <= begun[rows])
+            stays &= (near[rows] >= attack.least_hope(k)) | (near[rows] <= near_first[rows])
         if final:
             stays = torch.zeros_like(stays)
         unmet = going & ~stays & (best_score == -torch.inf)
@@ -246,14 +300,16 @@ def _batch(
             if not len(left):
                 break
 
-        if differentiate and not logits.requires_grad:
-            raise DetachedError("the model's output has no gradient to its input (a detached layer?)")
-        with torch.set_grad_enabled(differentiate):
-            value = attack.objective(View(x, x0, logits, goal, features))
-        grad = x.new_empty(0)
-        if differentiate:
-            (grad,) = torch.autograd.grad(value, x, going.to(value.dtype))
-        value = value.detach().where(going, -torch.inf)
+        if begun is not None:
+            value, grad, begun = begun.value, begun.grad, None
+        else:
+            view = View(x, x0, logits, goal, features)
+            with torch.set_grad_enabled(differentiate):
+                if differentiate:
+                    value, grad = _differentiated(attack.objective, view, going)
+                else:
+                    value, grad = attack.objective(view), x.new_empty(0)
+        value = value.where(going, -torch.inf)
         if len(left) < len(rows):
             rows, x0, goal, walk, value = rows[left], x0[left], goal[left], walk[left], value[left]
             going, best, best_score = going[left], best[left], best_score[left]

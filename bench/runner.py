@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import zoo
 from adversarial_bench.errors import UserError
 from adversarial_bench.hashing import seed_of
 from attacks.api import run_goal, targets_by
-from attacks.core import COUNTS, MADE, Entry, Goal, GoalKind, Result, Threat
+from attacks.bisection import Bisected
+from attacks.core import COUNTS, MADE, Entry, Goal, GoalKind, Result, Slope, Threat
 from attacks.models import Compiled, Expectation, frozen, logits_of
 from attacks.registry import get
 from bench.judge import judge, read
@@ -48,6 +50,11 @@ class Outcome:
     rows: pd.DataFrame
     images: Tensor
     seconds: float
+
+
+KEPT = 2**26
+"""Bytes of images, at most, whose first gradients are kept for other attacks; of eight shards."""
+Begin = Callable[[tuple[int, ...]], Slope | None]
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,7 @@ def attack_rows(
     clean: Tensor | None = None,
     given_up: str = "",
     ahead: Ahead | None = None,
+    begin: Begin = lambda ids: None,
 ) -> Outcome:
     """Attacks the samples that are right, judges what comes back, and makes one row per sample.
 
@@ -134,7 +142,8 @@ def attack_rows(
     whose attack raised has `error` and the message; every other `ok`. For images made from nothing
     `images` gives the shape only, and the labels are -1. `clean` are the images' logits (N, K), where the
     caller has them already; the attack gets them, too. An attack that is `given_up` is not run: each sample
-    is an error. Nor is one that was run `ahead` on the samples that are right.
+    is an error. Nor is one that was run `ahead` on the samples that are right. `begin` gives the first
+    gradient of an attack that begins at the originals of these ids, where somebody keeps it.
     """
     made = goal.made
     if clean is None and not made:
@@ -146,13 +155,14 @@ def attack_rows(
     def attack(rows: Tensor) -> Result:
         if ahead is not None:
             return ahead.result
-        chosen = [ids[i] for i in rows.tolist()]
+        chosen = tuple(ids[i] for i in rows.tolist())
+        own = replace(goal[rows], slope=begin(chosen))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
             return run_goal(
                 entry,
                 model,
                 images[rows],
-                goal[rows],
+                own,
                 seed=seed,
                 ids=chosen,
                 batch_size=batch_size,
@@ -373,17 +383,22 @@ def from_nothing(
 
 def samples_of(cell: Cell, ids: Sequence[int]) -> tuple[Tensor, Tensor, Goal]:
     """The images that a cell's attack starts from, their labels, and what it wants of each."""
-    dataset = zoo.describe(cell.dataset)
-    if cell.goal in MADE:
-        return from_nothing(cell.goal, dataset.shape, ids, cell.device)
-    require(dataset, max(ids) + 1)
-    images, labels = load_data(cell.dataset)
+    return _samples(cell.dataset, cell.device, cell.goal, cell.targets, cell.seed, ids)
+
+
+def _samples(
+    dataset: str, device: str, kind: GoalKind, targets: str, seed: int, ids: Sequence[int]
+) -> tuple[Tensor, Tensor, Goal]:
+    described = zoo.describe(dataset)
+    if kind in MADE:
+        return from_nothing(kind, described.shape, ids, device)
+    require(described, max(ids) + 1)
+    images, labels = load_data(dataset)
     chosen = torch.tensor(ids)
-    images, labels = images[chosen].to(cell.device), labels[chosen].to(cell.device)
-    if cell.goal == "untargeted":
-        return images, labels, Goal("untargeted", labels)
-    targets = targets_by(cell.targets, labels, dataset.classes, cell.seed, ids)
-    return images, labels, Goal("targeted", targets)
+    images, labels = images[chosen].to(device), labels[chosen].to(device)
+    if kind == "untargeted":
+        return images, labels, Goal(kind, labels)
+    return images, labels, Goal(kind, targets_by(targets, labels, described.classes, seed, ids))
 
 
 @lru_cache(maxsize=64)
@@ -410,9 +425,46 @@ def _clean_of(task: Task, goal: Goal) -> Tensor | None:
     return _clean(cell.model, task.build, cell.device, cell.eot, cell.dataset, task.ids, cell.batch_size)
 
 
+@lru_cache(maxsize=8)
+def _slope(
+    begins: Any, model: str, build: Build, device: str, batch_size: int, fast: bool, *samples: Any
+) -> Slope:
+    """The first gradient of attacks that begin at the originals: one for all radii, and for several attacks.
+
+    `samples` are what `_samples` takes.
+    """
+    from attacks import engine  # brings every objective along, which judging has no use for
+
+    images, _, goal = _samples(*samples)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
+        return engine.slope(begins, load_model(model, build, device), images, goal, batch_size)
+
+
+def _slope_of(task: Task, entry: Entry, fast: bool, ids: tuple[int, ...]) -> Slope | None:
+    """None where the attack begins elsewhere, where the model draws, and where it would be large to keep."""
+    from attacks.engine import Beginning
+    from attacks.native import Attack
+
+    cell = task.cell
+    native = entry.entry if isinstance(entry, Bisected) else entry
+    begins = Beginning.of(native) if isinstance(native, Attack) else None
+    draws = cell.eot > 1 or not task.build.adaptive
+    size = 4 * math.prod(zoo.describe(cell.dataset).shape) * len(ids)
+    if begins is None or begins.objective.compares() or draws or cell.goal in MADE or size > KEPT:
+        return None
+    samples = cell.dataset, cell.device, cell.goal, cell.targets, cell.seed, ids
+    return _slope(begins, cell.model, task.build, cell.device, cell.batch_size, fast, *samples)
+
+
+def _forget() -> None:
+    """Drops a model, and what it said, after it has changed its weights."""
+    load_model.cache_clear()
+    _slope.cache_clear()
+
+
 def _restless(name: str) -> UserError:
     """The error for a model whose weights change as it is used; this process forgets what became of it."""
-    load_model.cache_clear()
+    _forget()
     return UserError(
         f"the model {name} changes its own weights as it classifies images: no figure would be of one network"
     )
@@ -435,7 +487,7 @@ def compute(bundle: Bundle) -> list[Outcome]:
             return outcomes
     if task.given_up or task.shown is not None:
         raise _restless(cell.model)
-    load_model.cache_clear()
+    _forget()
     if fingerprint(averaged(cell.model, task.build, cell.device, cell.eot)) != before:
         raise UserError(
             f"the files of the model {cell.model} were changed in mid-run; the same command begins anew"
@@ -453,22 +505,28 @@ def _together(bundle: Bundle, model: torch.nn.Module) -> list[Ahead | None]:
         images, labels, goal = samples_of(task.cell, task.ids)
         goal = replace(goal, clean=_clean_of(task, goal))
         rows = _right(goal.clean, labels)
-        shards.append((images[rows], goal[rows], [task.ids[row] for row in rows.tolist()]))
+        shards.append((images[rows], goal[rows], tuple(task.ids[row] for row in rows.tolist())))
     counts = [len(ids) for *_, ids in shards]
     if not sum(counts):
         return [None] * len(bundle)
     images = torch.cat([images for images, *_ in shards])
     entry = get(cell.attack).configured(**dict(cell.parameters))
+    fast = cell.fast and halves(model, images)
     eps = [task.cell.threat.eps for task in bundle]
     radii = [radius for radius, count in zip(eps, counts) for _ in range(count) if radius is not None]
     start = time.perf_counter()
     try:
-        with torch.autocast(cell.device, torch.bfloat16, enabled=cell.fast and halves(model, images)):
+        goals = [
+            replace(goal, slope=_slope_of(task, entry, fast, ids))
+            for task, (_, goal, ids) in zip(bundle, shards)
+            if ids
+        ]
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
             found = run_goal(
                 entry,
                 quickened(model, entry, images, sum(task.total for task in bundle)),
                 images,
-                Goal.joined([goal for _, goal, _ in shards]),
+                Goal.joined(goals),
                 seed=cell.seed,
                 ids=[i for *_, ids in shards for i in ids],
                 batch_size=cell.batch_size,
@@ -498,6 +556,7 @@ def _compute(task: Task, model: torch.nn.Module, ahead: Ahead | None) -> Outcome
     if task.shown is not None:
         return _shown(task, task.shown, model, images, labels, goal, clean)
     entry = get(cell.attack).configured(**dict(cell.parameters))
+    fast = cell.fast and halves(model, images)
     return attack_rows(
         quickened(model, entry, images, task.total),
         entry,
@@ -509,10 +568,11 @@ def _compute(task: Task, model: torch.nn.Module, ahead: Ahead | None) -> Outcome
         ids=task.ids,
         batch_size=cell.batch_size,
         restarts=cell.restarts,
-        fast=cell.fast and halves(model, images),
+        fast=fast,
         clean=clean,
         given_up=task.given_up,
         ahead=ahead,
+        begin=partial(_slope_of, task, entry, fast),
     )
 
 

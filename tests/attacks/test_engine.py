@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 import attacks
 from adversarial_bench.errors import UnknownNameError
+from attacks import engine
 from attacks.core import Goal, ParameterError, View
-from attacks.engine import LOOKS, DetachedError, room
+from attacks.engine import LOOKS, Beginning, DetachedError, room
 from attacks.models import LEAST, PASS, Expectation, logits_of, passed
 from attacks.native import Attack
 from attacks.registry import get
@@ -508,3 +510,58 @@ def test_a_gpus_batch_is_what_its_free_memory_has_room_for() -> None:
     free = [room(100 * size, 7) for size in range(1, 50)]
     assert free == sorted(free)
     assert all(count * 7 <= 100 * size for size, count in enumerate(free, 1))
+
+
+STARTS = [
+    "fgsm",
+    "fgsm_mse",
+    "ink",
+    "ink_target",
+    "mse_target",
+    "pgd:random_start=false",
+    "apgd_dlr:random_start=false:aim=2",
+]
+
+
+@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("halved", [False, True])
+def test_what_an_attack_begins_with_can_be_handed_to_it(
+    name: str, halved: bool, relu: nn.Module, mnist: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (part[:40] for part in mnist)
+    attack = get(name).configured(steps=4)
+    attack = attack.configured(eps=0.1) if attack.bounded else attack
+    assert isinstance(attack, Attack)
+    goal = Goal(attack.goals[0], (labels + 1) % 10 if attack.goals[0] == "targeted" else labels)
+    sizes: list[int] = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+        begins = Beginning.of(attack)
+        assert begins is not None
+        slope = engine.slope(begins, relu, images, goal, 16)
+        handle = relu.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+        alone = engine.run(attack, relu, images, goal, range(40), 40)
+        own, sizes[:] = sum(sizes), []
+        handed = engine.run(attack, relu, images, replace(goal, slope=slope), range(40), 40)
+    handle.remove()
+    for field in dataclasses.fields(alone):
+        torch.testing.assert_close(
+            getattr(handed, field.name), getattr(alone, field.name), rtol=0, atol=0, equal_nan=True
+        )
+    assert own - sum(sizes) == 40, "one pass less of each image"
+
+
+def test_what_another_attack_begins_with_is_not_taken(relu: nn.Module, mnist: tuple[Tensor, Tensor]) -> None:
+    images, goal = mnist[0][:8], Goal("untargeted", mnist[1][:8])
+    fgsm, margin = get("fgsm").configured(eps=0.1), get("fgsm").configured(eps=0.1, loss="margin")
+    slope = engine.slope(Beginning.of(margin), relu, images, goal, 8)
+    wrong = replace(goal, slope=replace(slope, grad=-slope.grad))
+    own, other = (engine.run(fgsm, relu, images, given, range(8), 8) for given in (goal, wrong))
+    assert torch.equal(own.images, other.images)
+    assert not torch.equal(own.images, engine.run(margin, relu, images, wrong, range(8), 8).images)
+
+
+def test_attacks_that_begin_elsewhere_have_no_beginning_in_common() -> None:
+    begun = {name for name in NATIVE if isinstance(e := get(name), Attack) and Beginning.of(e) is not None}
+    shorts = {name.removeprefix("native/") for name in begun}
+    assert shorts == {"fgsm", "fgsm_mse", "ink", "ink_target", "mse_target", "noise"}
+    assert Beginning.of(get("fgsm")) == Beginning.of(get("ink").configured(steps=3))

@@ -229,3 +229,36 @@ def test_a_run_of_several_radii_stores_what_runs_of_one_do(cli: Cli, tmp_path: P
     assert files(whole) == files(parts)
     again = cli(*words, "--eps", "0.05,0.1", "--results", str(parts))
     assert "0 shards computed, 4 taken from the store" in again.err
+
+
+def test_attacks_that_begin_with_the_same_gradient_share_it() -> None:
+    tasks = planned(("native/fgsm", "native/ink:steps=1", "min/native/fgsm:rounds=3"), 40)
+    model = runner.load_model("mnist_relu", tasks[0].build, "cpu")
+    forwards: list[int] = []
+
+    def passes(bundle: Bundle) -> int:
+        """Images that took a gradient along."""
+        forwards.clear()
+        computed(bundle)
+        return sum(forwards)
+
+    handle = model.register_forward_hook(
+        lambda module, inputs, output: forwards.append(len(output) * inputs[0].requires_grad)
+    )
+    one, other, ink, least = tasks
+    runner._slope.cache_clear()
+    assert passes((one, other)) == 40, "one pass for two radii"
+    assert passes((ink,)) == passes((least,)) == 0
+    runner._slope.cache_clear()
+    assert passes((ink,)) == 40
+    assert passes((one,)) == 0
+    handle.remove()
+
+
+def test_a_gradient_of_changed_weights_is_not_kept(tmp_path: Path) -> None:
+    learning = CRASHING.replace('raise RuntimeError("a bright image")', "self.net[1].weight.data += 1")
+    bundle = of_a_file(tmp_path / "learns.py", learning, "native/fgsm")
+    for outcome in computed(bundle):
+        attacked = outcome.rows[outcome.rows["status"] != "clean_wrong"]
+        assert (attacked["message"] == runner.CHANGED).all()
+    assert runner._slope.cache_info().currsize == 0
