@@ -3,7 +3,7 @@
     python benchmarks/windows.py mnist_cnn@pgd_at 0.3 mnist_bnn@pgd_at 0.1 cifar_cnn@fgsm_at 2/255
 
 For each network how many times as long a whole pass takes, by the number of images and by the window's side:
-SHARE and FEW are from there. Then the searches of 1000 queries, each way, and how many images stand.
+SHARE is from there. Then the searches of 1000 queries, each way, and how many images stand.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def ratio(model: nn.Module, images: Tensor, side: int) -> float:
         image[:, row : row + side, column : column + side] = 1 - image.mean()
     known = Incremental.of(model, images)
     assert known is not None, "no chain of layers"
-    known(x, images)
+    known(x, images, side)
     return statistics.median(
-        seconds(lambda: passed(model, x)) / seconds(lambda: known(x, images)) for _ in range(3 * ROUNDS)
+        seconds(lambda: passed(model, x)) / seconds(lambda: known(x, images, side)) for _ in range(3 * ROUNDS)
     )
 
 
 def table(model: nn.Module, images: Tensor) -> None:
-    incremental.SHARE, incremental.FEW = 1.0, 0
+    incremental.SHARE = 1.0
     print("images ", *(f"side {side:2}" for side in SIDES))
     with frozen(model), torch.no_grad():
         for count in IMAGES:
@@ -69,14 +69,14 @@ def searched(model: nn.Module, images: Tensor, labels: Tensor, eps: float, memor
 
 
 if __name__ == "__main__":
-    share, few, memory = incremental.SHARE, incremental.FEW, incremental.MEMORY
+    share, memory = incremental.SHARE, incremental.MEMORY
     for name, eps in zip(sys.argv[1::2], sys.argv[2::2]):
         model = zoo.load(name)
         images, labels = load_data(zoo.card(name).dataset)
         with one_thread():
             print(f"{name}: a whole pass to windows")
             table(model, images)
-            incremental.SHARE, incremental.FEW = share, few
+            incremental.SHARE = share
             radius, part = float(Fraction(eps)), (images[:SEARCHED], labels[:SEARCHED])
             for _ in range(ROUNDS):
                 whole, windows = (searched(model, *part, radius, room) for room in (0, memory))
