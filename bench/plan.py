@@ -326,24 +326,23 @@ def bundles(tasks: Sequence[Task], workers: int) -> list[Bundle]:
         kin.setdefault(_kin(task), []).append(task)
     found: list[Bundle] = []
     for (_, joins), alike in kin.items():
-        room = 0
+        cell, room = alike[0].cell, 1
         if joins:
-            largest, _ = _sizes(
-                alike[0].cell.attack, alike[0].cell.device, zoo.describe(alike[0].cell.dataset)
-            )
-            room = min(largest, sum(len(task.ids) for task in alike) // workers)
-        parts: list[list[Task]] = []
-        for task in sorted(alike, key=_samples, reverse=True):
-            part = next((part for part in parts if sum(map(_samples, [*part, task])) <= room), None)
-            if part is None:
-                parts.append(part := [])
-            part.append(task)
-        found += sorted(map(tuple, parts), key=lambda part: -sum(map(_samples, part)))
+            largest, _ = _sizes(cell.attack, cell.device, zoo.describe(cell.dataset))
+            room = max(min(largest, _samples(alike) // workers), 1)
+        # Dealt out in turn: the lesser of an attack's radii take longer, and stand side by side.
+        parts: list[list[Task]] = [[] for _ in range(_samples(alike) // room)]
+        for task in sorted(alike, key=lambda task: -len(task.ids)):
+            fitting = [part for part in parts if not part or _samples([*part, task]) <= room]
+            if not fitting:
+                parts.append([])
+            min(fitting or parts[-1:], key=_samples).append(task)
+        found += sorted((tuple(part) for part in parts if part), key=_samples, reverse=True)
     return found
 
 
-def _samples(task: Task) -> int:
-    return len(task.ids)
+def _samples(tasks: Sequence[Task]) -> int:
+    return sum(len(task.ids) for task in tasks)
 
 
 def _kin(task: Task) -> tuple[str, bool]:

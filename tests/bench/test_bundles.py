@@ -53,6 +53,12 @@ def test_workers_have_equal_parts_of_a_cell(samples: int, workers: int, expected
     assert sizes(bundles(tasks, workers)) == expected
 
 
+def test_radii_are_dealt_out_to_workers_in_turn() -> None:
+    spec = RunSpec(("mnist_relu",), ("native/pgd",), "mnist", 100, {"linf": (0.01, 0.02, 0.1, 0.2)})
+    found = bundles(tasks_in(spec, {"mnist_relu": "fingerprint"}), 2)
+    assert [[task.cell.threat.eps for task in bundle] for bundle in found] == [[0.01, 0.1], [0.02, 0.2]]
+
+
 def test_radii_of_one_attack_are_one_batch_where_it_takes_one_for_each_image() -> None:
     together = bundles(planned(("native/pgd", "native/apgd_ce_l2"), 60), 1)
     assert [[task.cell.threat.eps for task in bundle] for bundle in together] == [[0.1, 0.2], [0.5, 1.0]]
