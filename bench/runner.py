@@ -427,11 +427,18 @@ def _clean_of(task: Task, goal: Goal) -> Tensor | None:
 
 @lru_cache(maxsize=8)
 def _slope(
-    begins: Any, model: str, build: Build, device: str, batch_size: int, fast: bool, *samples: Any
+    weights: str,
+    begins: Any,
+    model: str,
+    build: Build,
+    device: str,
+    batch_size: int,
+    fast: bool,
+    *samples: Any,
 ) -> Slope:
     """The first gradient of attacks that begin at the originals: one for all radii, and for several attacks.
 
-    `samples` are what `_samples` takes.
+    `weights` is the model's fingerprint, `samples` are what `_samples` takes.
     """
     from attacks import engine  # brings every objective along, which judging has no use for
 
@@ -453,7 +460,8 @@ def _slope_of(task: Task, entry: Entry, fast: bool, ids: tuple[int, ...]) -> Slo
     if begins is None or begins.objective.compares() or draws or cell.goal in MADE or size > KEPT:
         return None
     samples = cell.dataset, cell.device, cell.goal, cell.targets, cell.seed, ids
-    return _slope(begins, cell.model, task.build, cell.device, cell.batch_size, fast, *samples)
+    how = cell.model, task.build, cell.device, cell.batch_size, fast
+    return _slope(cell.weights, begins, *how, *samples)
 
 
 def _forget() -> None:
