@@ -134,12 +134,12 @@ class Incremental:
 
         A sample's `base` is that of the last call, or what `x` was there. `side` is that of all windows.
         """
-        if not self._kept and self._fits and side <= SHARE * x.shape[-1]:
-            self._keep(base)
-        if not self._kept:
-            return passed(self.model, x)
-        self._accept(base)
         with torch.autocast(x.device.type, enabled=False):  # a pass without a gradient is in float32
+            if not self._kept and self._fits and side <= SHARE * x.shape[-1]:
+                self._keep(base)
+            if not self._kept:
+                return passed(self.model, x)
+            self._accept(base)
             logits = self._look(x, _corner(x, base, side), side)
         if not self._tried:
             self._tried, true = True, passed(self.model, x)

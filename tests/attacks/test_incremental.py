@@ -231,3 +231,13 @@ def test_a_claim_is_the_whole_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     clean = model(images).argmax(1)
     assert (model(found.images).argmax(1) == clean).all()
     assert (found.steps[clean == labels] == 60).all(), "and none has left"
+
+
+def test_a_search_in_half_precision_is_the_one_in_float32() -> None:
+    images, labels = (part[:12] for part in zoo.data("mnist"))
+    model = zoo.load("mnist_cnn")
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = attacks.run("square", model, images, labels, eps=0.05, steps=120)
+    found = attacks.run("square", model, images, labels, eps=0.05, steps=120)
+    assert torch.equal(halved.images, found.images)
+    assert torch.equal(halved.forwards, found.forwards)
